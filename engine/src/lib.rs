@@ -1,0 +1,3 @@
+//! The pool: volumes, map trees, journal, checkpoints and recovery.
+
+pub mod disk;
