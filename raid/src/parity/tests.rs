@@ -1,0 +1,1 @@
+//! Kernels against each other and against a naive model.
