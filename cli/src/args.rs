@@ -1,0 +1,223 @@
+//! The command line: what it accepts, and one sentence for what it does not.
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use tessera_engine::pool::IoChoice;
+
+use crate::commands;
+
+/// Fault-tolerant, deduplicated virtual disks out of a handful of files or
+/// block devices.
+///
+/// A pool is a directory (DIR) that names its members; the members hold all
+/// data. Volumes of a pool are served as disks over NBD. While a pool is
+/// served, the other commands reach the serving process by themselves.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tessera",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Examples:\n  \
+        tessera pool create tank --level raid5 --files 4 --file-size 4G\n  \
+        tessera volume create tank vm1 --size 20G\n  \
+        tessera serve tank &\n  \
+        qemu-img convert -n -O raw disk.qcow2 'nbd+unix:///vm1?socket=tank/nbd.sock'\n\n\
+        Sizes are binary: 64K, 4G, 1.5T. Exit status: 0 done, 1 failed, 2 a check found problems."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Globals {
+    /// How members are read and written [default: uring where the kernel allows it]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "ENGINE",
+        help_heading = "Global options"
+    )]
+    io: Option<IoArg>,
+    /// Say more on stderr; twice for debugging
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum IoArg {
+    /// io_uring, or fail
+    Uring,
+    /// pread and pwrite in threads
+    Threads,
+}
+
+impl Globals {
+    /// The device implementation asked for.
+    pub(crate) fn io(&self) -> IoChoice {
+        match self.io {
+            None => IoChoice::Auto,
+            Some(IoArg::Uring) => IoChoice::Uring,
+            Some(IoArg::Threads) => IoChoice::Threads,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a pool and look after it
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Make, show and change volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    Serve(commands::serve::Serve),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    Create(commands::pool_create::Create),
+    Status(commands::pool_status::Status),
+    Import(commands::pool_import::Import),
+    Check(commands::pool_check::Check),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    Create(commands::volume_create::Create),
+    #[command(visible_alias = "ls")]
+    List(commands::volume_list::List),
+    Show(commands::volume_show::Show),
+    Resize(commands::volume_resize::Resize),
+    Rename(commands::volume_rename::Rename),
+    #[command(visible_alias = "rm")]
+    Delete(commands::volume_delete::Delete),
+}
+
+/// Why there is no command to run.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Help or the version was asked for: show this.
+    Show(String),
+    /// The command line is wrong: say this and fail.
+    Refuse(String),
+}
+
+/// Reads the command line.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Show(error.to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            Stop::Refuse("No command given; see 'tessera --help'".to_owned())
+        }
+        _ => Stop::Refuse(sentence(&error.to_string())),
+    })
+}
+
+/// Clap explains in paragraphs: the error itself, hints, usage. Ours is one
+/// sentence: the error and the hints.
+fn sentence(rendered: &str) -> String {
+    let mut parts = Vec::new();
+    for paragraph in rendered.split("\n\n") {
+        let words = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some(error) = words.strip_prefix("error: ") {
+            parts.push(capitalised(error.trim_end_matches('.')));
+        } else if let Some(tip) = words.strip_prefix("tip: ") {
+            parts.push(tip.trim_end_matches('.').to_owned());
+        }
+    }
+    if parts.is_empty() {
+        parts.push("The command line is not understood; see 'tessera --help'".to_owned());
+    }
+    parts.join("; ")
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => first.to_uppercase().chain(letters).collect(),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn refusal(line: &str) -> String {
+        match parse(line.split(' ').map(OsString::from)) {
+            Err(Stop::Refuse(sentence)) => sentence,
+            other => panic!("{line:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_one_sentence_that_names_what_is_wrong() {
+        for (line, names) in [
+            ("tessera", "tessera --help"),
+            ("tessera pool", "--help"),
+            ("tessera poool", "poool"),
+            ("tessera serve", "<DIR>"),
+            ("tessera serve d --bogus", "--bogus"),
+            ("tessera serve d --memory lots", "lots"),
+            ("tessera --io tape pool status d", "tape"),
+            ("tessera volume create d v", "--size"),
+            ("tessera volume create d v --size 12Q", "12Q"),
+            ("tessera volume create d v --size 1G --dedup maybe", "maybe"),
+            ("tessera volume create d v --size 1G --chunk-size 8G", "8G"),
+            ("tessera pool create d --level raid7 a b", "raid7"),
+            (
+                "tessera pool create d --level raid5 --files 4",
+                "--file-size",
+            ),
+            (
+                "tessera pool create d --level raid5 --files 4 --file-size 1G a",
+                "--files",
+            ),
+            ("tessera pool create d --level raid5", "MEMBER"),
+            ("tessera pool import d", "MEMBER"),
+            ("tessera volume rename d a", "NEW"),
+        ] {
+            let sentence = refusal(line);
+            assert!(sentence.contains(names), "{line:?}: {sentence}");
+            assert!(!sentence.contains('\n'), "{line:?}: {sentence}");
+            assert!(!sentence.ends_with('.'), "{line:?}: {sentence}");
+            assert!(
+                sentence.starts_with(char::is_uppercase),
+                "{line:?}: {sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn visit(command: &mut clap::Command, path: &str) {
+            let names: Vec<String> = command
+                .get_subcommands()
+                .map(|sub| sub.get_name().to_owned())
+                .collect();
+            if names.is_empty() {
+                let help = command.render_long_help().to_string();
+                assert!(help.contains("Example"), "{path} has no example:\n{help}");
+            }
+            for name in names {
+                let sub = command.find_subcommand_mut(&name).expect("listed just now");
+                visit(sub, &format!("{path} {name}"));
+            }
+        }
+        visit(&mut Cli::command(), "tessera");
+    }
+}

@@ -1,0 +1,143 @@
+//! `tessera pool status`: health and space of a pool, served or stopped.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tessera_engine::api::{MemberState, PoolState};
+
+use crate::{
+    access::{self, Intent, StatusAnswer},
+    args::Globals,
+    output::{self, Align, Table},
+    size,
+};
+
+/// Show a pool's health and space
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tessera pool status tank\n  \
+    tessera pool status tank --json | jq .dedup_ratio")]
+pub(crate) struct Status {
+    /// The pool's directory
+    dir: PathBuf,
+    /// Show it as JSON, sizes in bytes
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let answer = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
+            Ok(pool.status()?)
+        })?;
+        if self.json {
+            output::print_json(&answer)
+        } else {
+            output::print(&render(&self.dir, &answer))
+        }
+    }
+}
+
+/// The status for people.
+pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
+    let pool = &answer.pool;
+    let state = match pool.state {
+        PoolState::Online => "online",
+        PoolState::Degraded => "degraded",
+        PoolState::Failed => "failed",
+    };
+    let explained = match pool.state {
+        PoolState::Online => "",
+        PoolState::Degraded => " (a member is missing or failed; all data is there)",
+        PoolState::Failed => " (nothing can be written)",
+    };
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        text.push_str(&format!("{:<14}{value}\n", format!("{name}:")));
+    };
+    line("Pool", dir.display().to_string());
+    line("UUID", pool.uuid.clone());
+    line("State", format!("{state}{explained}"));
+    line(
+        "Layout",
+        format!(
+            "{}, {} members, stripe unit {}",
+            pool.level,
+            pool.members.len(),
+            size::format(pool.stripe_unit_bytes)
+        ),
+    );
+    line("Capacity", size::format(pool.capacity_bytes));
+    line(
+        "Free",
+        format!("{} of unique data", size::format(pool.free_bytes)),
+    );
+    line(
+        "Mapped",
+        format!(
+            "{} in {} volumes",
+            size::format(pool.logical_bytes),
+            pool.volumes
+        ),
+    );
+    line(
+        "Unique",
+        format!(
+            "{} (dedup ratio {:.2})",
+            size::format(pool.unique_bytes),
+            pool.dedup_ratio
+        ),
+    );
+    line(
+        "Stored",
+        format!(
+            "{} (compression ratio {:.2})",
+            size::format(pool.stored_bytes),
+            pool.compression_ratio
+        ),
+    );
+    line(
+        "Index",
+        format!(
+            "{}, about {} fingerprints",
+            pool.index_state, pool.index_entries
+        ),
+    );
+    line("I/O", pool.io_engine.clone());
+    match &answer.server {
+        Some(server) => {
+            let access = if server.read_only { ", read-only" } else { "" };
+            let at = server.endpoints.join(" ");
+            line(
+                "Served",
+                format!("by process {}{access} at {at}", server.pid),
+            );
+        }
+        None => line("Served", "no".to_owned()),
+    }
+
+    let mut members = Table::new(&[
+        ("#", Align::Right),
+        ("STATE", Align::Left),
+        ("ERRORS", Align::Right),
+        ("REPAIRED", Align::Right),
+        ("PATH", Align::Left),
+    ]);
+    for member in &pool.members {
+        let state = match member.state {
+            MemberState::Online => "online",
+            MemberState::Failed => "failed",
+            MemberState::Missing => "missing",
+        };
+        members.row(vec![
+            member.index.to_string(),
+            state.to_owned(),
+            member.errors.to_string(),
+            member.repaired.to_string(),
+            member.path.clone(),
+        ]);
+    }
+    text.push_str("Members:\n");
+    text.push_str(&members.render(2));
+    text
+}

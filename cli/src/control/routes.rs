@@ -1,0 +1,146 @@
+//! Which request does what: HTTP requests to management calls and back.
+
+use serde::{Serialize, de::DeserializeOwned};
+use tessera_engine::api::VolumeSpec;
+
+use super::{
+    http::{Malformed, Request, Response},
+    wire::{self, ChangeBody, CreateBody, ErrorBody},
+};
+use crate::{
+    access::{Management, Resize},
+    failure::{Failure, Kind},
+};
+
+/// Answers one request.
+pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
+    let method = request.method.as_str();
+    if request.path == wire::STATUS_PATH {
+        return match method {
+            "GET" => reply(200, pool.status()),
+            _ => not_allowed("GET"),
+        };
+    }
+    if request.path == wire::VOLUMES_PATH {
+        return match method {
+            "GET" => reply(200, pool.volumes()),
+            "POST" => reply(201, create(pool, request)),
+            _ => not_allowed("GET, POST"),
+        };
+    }
+    if let Some(name) = wire::volume_name(&request.path) {
+        return match method {
+            "GET" => reply(200, pool.volume(&name)),
+            "PATCH" => reply(200, change(pool, &name, request)),
+            "DELETE" => reply(200, pool.delete_volume(&name)),
+            _ => not_allowed("GET, PATCH, DELETE"),
+        };
+    }
+    refuse(&Failure::new(
+        Kind::NotFound,
+        "There is nothing at this path; see docs/control-api.md",
+    ))
+}
+
+fn create(
+    pool: &dyn Management,
+    request: &Request,
+) -> Result<tessera_engine::api::VolumeInfo, Failure> {
+    let spec = VolumeSpec::from(read_body::<CreateBody>(request)?);
+    pool.create_volume(&spec)
+}
+
+fn change(
+    pool: &dyn Management,
+    name: &str,
+    request: &Request,
+) -> Result<tessera_engine::api::VolumeInfo, Failure> {
+    match read_body::<ChangeBody>(request)? {
+        ChangeBody {
+            size_bytes: Some(size_bytes),
+            force,
+            name: None,
+        } => pool.resize_volume(name, Resize { size_bytes, force }),
+        ChangeBody {
+            size_bytes: None,
+            force: false,
+            name: Some(new),
+        } => pool.rename_volume(name, &new),
+        _ => Err(Failure::new(
+            Kind::InvalidArgument,
+            "A change is either size_bytes, with force to shrink, or name",
+        )),
+    }
+}
+
+fn read_body<T: DeserializeOwned>(request: &Request) -> Result<T, Failure> {
+    serde_json::from_slice(&request.body).map_err(|error| {
+        Failure::new(
+            Kind::InvalidArgument,
+            format!("The request's body is wrong: {error}"),
+        )
+    })
+}
+
+fn reply(status: u16, result: Result<impl Serialize, Failure>) -> Response {
+    match result {
+        Ok(value) => Response {
+            status,
+            allow: None,
+            body: json(&value),
+        },
+        Err(failure) => refuse(&failure),
+    }
+}
+
+/// The answer to a failed operation.
+pub(super) fn refuse(failure: &Failure) -> Response {
+    let status = match failure.kind {
+        Kind::NotFound => 404,
+        Kind::AlreadyExists | Kind::Busy => 409,
+        Kind::InvalidArgument => 400,
+        Kind::ReadOnly => 403,
+        Kind::NoSpace => 507,
+        Kind::Failed => 503,
+        Kind::Io | Kind::Damaged => 500,
+    };
+    refuse_as(status, failure)
+}
+
+/// The answer to bytes that are no request.
+pub(super) fn refuse_malformed(malformed: &Malformed) -> Response {
+    refuse_as(
+        malformed.status,
+        &Failure::new(Kind::InvalidArgument, malformed.message),
+    )
+}
+
+/// An answer with a status of its own.
+pub(super) fn refuse_as(status: u16, failure: &Failure) -> Response {
+    let body = json(&ErrorBody {
+        error: failure.clone(),
+    });
+    Response {
+        status,
+        allow: None,
+        body,
+    }
+}
+
+fn not_allowed(methods: &'static str) -> Response {
+    let failure = Failure::new(
+        Kind::InvalidArgument,
+        format!("Only {methods} is possible at this path"),
+    );
+    Response {
+        allow: Some(methods),
+        ..refuse_as(405, &failure)
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Plain structs of strings and numbers always have a JSON form.
+    let mut body = serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec());
+    body.push(b'\n');
+    body
+}

@@ -1,0 +1,307 @@
+//! The control socket's two ends against a pool made of a map.
+
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
+
+use tessera_engine::api::{
+    Compression, DedupMode, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec,
+};
+
+use super::*;
+use crate::{
+    access::{Resize, ServerInfo, StatusAnswer},
+    control::client::Client,
+};
+
+#[derive(Default)]
+struct MapPool(Mutex<BTreeMap<String, VolumeInfo>>);
+
+fn missing(name: &str) -> Failure {
+    Failure::new(Kind::NotFound, format!("There is no volume {name:?}"))
+}
+
+impl Management for MapPool {
+    fn status(&self) -> Result<StatusAnswer, Failure> {
+        Ok(StatusAnswer {
+            pool: PoolStatus {
+                uuid: "u".into(),
+                level: "raid5".into(),
+                state: PoolState::Online,
+                members: Vec::new(),
+                stripe_unit_bytes: 65536,
+                capacity_bytes: u64::MAX,
+                free_bytes: 1,
+                logical_bytes: 2,
+                unique_bytes: 3,
+                stored_bytes: 4,
+                dedup_ratio: 1.5,
+                compression_ratio: 1.0,
+                io_engine: "simulated".into(),
+                served: true,
+                volumes: 0,
+                index_entries: 0,
+                index_state: "ready".into(),
+                segments: SegmentCounts::default(),
+                sequence: 9,
+            },
+            server: Some(ServerInfo {
+                pid: 7,
+                version: "0".into(),
+                endpoints: vec!["nbd://x".into()],
+                read_only: false,
+                connections: 0,
+            }),
+        })
+    }
+
+    fn volumes(&self) -> Result<Vec<VolumeInfo>, Failure> {
+        Ok(self.0.lock().unwrap().values().cloned().collect())
+    }
+
+    fn volume(&self, name: &str) -> Result<VolumeInfo, Failure> {
+        self.0
+            .lock()
+            .unwrap()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| missing(name))
+    }
+
+    fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeInfo, Failure> {
+        let info = VolumeInfo {
+            name: spec.name.clone(),
+            id: 1,
+            size_bytes: spec.size_bytes,
+            logical_bytes: 0,
+            chunk_bytes: spec.chunk_bytes,
+            dedup: spec.dedup,
+            compression: spec.compression,
+        };
+        self.0
+            .lock()
+            .unwrap()
+            .insert(spec.name.clone(), info.clone());
+        Ok(info)
+    }
+
+    fn resize_volume(&self, name: &str, resize: Resize) -> Result<VolumeInfo, Failure> {
+        let mut volumes = self.0.lock().unwrap();
+        let volume = volumes.get_mut(name).ok_or_else(|| missing(name))?;
+        if resize.size_bytes < volume.size_bytes && !resize.force {
+            return Err(Failure::new(Kind::InvalidArgument, "That would shrink it"));
+        }
+        volume.size_bytes = resize.size_bytes;
+        Ok(volume.clone())
+    }
+
+    fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, Failure> {
+        let mut volumes = self.0.lock().unwrap();
+        let mut volume = volumes.remove(old).ok_or_else(|| missing(old))?;
+        volume.name = new.to_owned();
+        volumes.insert(new.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    fn delete_volume(&self, name: &str) -> Result<(), Failure> {
+        self.0
+            .lock()
+            .unwrap()
+            .remove(name)
+            .map(|_| ())
+            .ok_or_else(|| missing(name))
+    }
+}
+
+fn serve(dir: &Path) -> ControlServer {
+    ControlServer::start(dir, Arc::new(MapPool::default())).expect("the socket can be listened on")
+}
+
+fn exchange(dir: &Path, request: &[u8]) -> String {
+    let mut stream = client::connect(dir).unwrap().expect("the server listens");
+    stream.write_all(request).unwrap();
+    // A server that answers before it has read everything resets the
+    // connection behind its answer.
+    let mut answer = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+fn spec(name: &str) -> VolumeSpec {
+    VolumeSpec {
+        name: name.to_owned(),
+        size_bytes: 1 << 30,
+        chunk_bytes: 4096,
+        dedup: DedupMode::Inline,
+        compression: Compression::Lz4,
+    }
+}
+
+#[test]
+fn every_call_crosses_the_socket_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let client = Client::connect(dir.path())
+        .unwrap()
+        .expect("the server listens");
+    assert_eq!(client.status(), MapPool::default().status());
+    assert_eq!(client.volumes(), Ok(Vec::new()));
+    let made = client.create_volume(&spec("vm1")).unwrap();
+    assert_eq!(client.volumes(), Ok(vec![made.clone()]));
+    assert_eq!(client.volume("vm1"), Ok(made));
+    let grown = client
+        .resize_volume(
+            "vm1",
+            Resize {
+                size_bytes: 2 << 30,
+                force: false,
+            },
+        )
+        .unwrap();
+    assert_eq!(grown.size_bytes, 2 << 30);
+    let refused = client.resize_volume(
+        "vm1",
+        Resize {
+            size_bytes: 1,
+            force: false,
+        },
+    );
+    assert_eq!(
+        refused,
+        Err(Failure::new(Kind::InvalidArgument, "That would shrink it"))
+    );
+    let shrunk = client
+        .resize_volume(
+            "vm1",
+            Resize {
+                size_bytes: 1,
+                force: true,
+            },
+        )
+        .unwrap();
+    assert_eq!(shrunk.size_bytes, 1);
+    assert_eq!(
+        client.rename_volume("vm1", "wéb 1/2").unwrap().name,
+        "wéb 1/2"
+    );
+    assert_eq!(client.volume("vm1"), Err(missing("vm1")));
+    assert_eq!(client.volume("wéb 1/2").unwrap().name, "wéb 1/2");
+    assert_eq!(client.delete_volume("wéb 1/2"), Ok(()));
+    assert_eq!(client.delete_volume("wéb 1/2"), Err(missing("wéb 1/2")));
+    server.shutdown();
+    assert!(Client::connect(dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn the_socket_is_private_and_goes_with_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(SOCKET_NAME);
+    let server = serve(dir.path());
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    server.shutdown();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap());
+    assert!(Client::connect(dir.path()).unwrap().is_none());
+    let server = serve(dir.path());
+    let second = ControlServer::start(dir.path(), Arc::new(MapPool::default()));
+    assert_eq!(second.expect_err("one server a pool").kind, Kind::Busy);
+    assert!(Client::connect(dir.path()).unwrap().is_some());
+    server.shutdown();
+}
+
+#[test]
+fn a_file_in_the_sockets_place_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(SOCKET_NAME);
+    fs::write(&path, "precious").unwrap();
+    assert!(ControlServer::start(dir.path(), Arc::new(MapPool::default())).is_err());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn a_directory_too_deep_for_a_socket_address_works() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("d".repeat(120)).join("e".repeat(120));
+    fs::create_dir_all(&dir).unwrap();
+    let server = serve(&dir);
+    assert!(Client::connect(&dir).unwrap().unwrap().volumes().is_ok());
+    server.shutdown();
+    assert!(!dir.join(SOCKET_NAME).exists());
+}
+
+#[test]
+fn wrong_requests_are_named_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let body = |method: &str, path: &str, json: &str| {
+        format!(
+            "{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{json}",
+            json.len()
+        )
+    };
+    for (request, status) in [
+        ("nonsense\r\n\r\n".to_owned(), "400"),
+        ("GET /v2/status HTTP/1.1\r\n\r\n".to_owned(), "404"),
+        ("GET /v1/volumes/none HTTP/1.1\r\n\r\n".to_owned(), "404"),
+        ("PUT /v1/status HTTP/1.1\r\n\r\n".to_owned(), "405"),
+        (
+            "GET / HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n".to_owned(),
+            "413",
+        ),
+        (body("POST", "/v1/volumes", "{"), "400"),
+        (body("POST", "/v1/volumes", r#"{"name":"a"}"#), "400"),
+        (
+            body("POST", "/v1/volumes", r#"{"name":"a","size_bytes":-1}"#),
+            "400",
+        ),
+        (
+            body("PATCH", "/v1/volumes/a", r#"{"size_bytes":1,"name":"b"}"#),
+            "400",
+        ),
+        (body("PATCH", "/v1/volumes/a", "{}"), "400"),
+    ] {
+        let answer = exchange(dir.path(), request.as_bytes());
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {answer}"
+        );
+        assert!(answer.contains("\"message\":"), "{request:?}: {answer}");
+    }
+    assert!(exchange(dir.path(), b"GET /v1/volumes HTTP/1.1\r\n\r\n").ends_with("[]\n"));
+    server.shutdown();
+}
+
+#[test]
+fn clients_that_hold_every_place_do_not_stop_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let idle: Vec<UnixStream> = (0..MAX_CONNECTIONS + 8)
+        .map(|_| {
+            client::connect(dir.path())
+                .unwrap()
+                .expect("the server listens")
+        })
+        .collect();
+    // Connections are accepted in order, so by the time one more is answered
+    // all of them have been given or refused a place.
+    let answer = exchange(dir.path(), b"GET /v1/status HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    drop(idle);
+    let client = Client::connect(dir.path())
+        .unwrap()
+        .expect("the server listens");
+    // The threads need a moment to notice; every refusal is a clean one.
+    while let Err(failure) = client.volumes() {
+        assert_eq!(failure.kind, Kind::Busy, "{failure}");
+        std::thread::yield_now();
+    }
+    server.shutdown();
+}

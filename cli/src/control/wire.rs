@@ -1,0 +1,146 @@
+//! The JSON bodies that both ends of the control socket share.
+
+use serde::{Deserialize, Serialize};
+use tessera_engine::api::{Compression, DedupMode, VolumeSpec};
+
+use crate::failure::Failure;
+
+/// Where the API starts.
+pub(super) const STATUS_PATH: &str = "/v1/status";
+/// The collection of volumes; one volume is `/v1/volumes/NAME`.
+pub(super) const VOLUMES_PATH: &str = "/v1/volumes";
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ErrorBody {
+    /// What failed.
+    pub(super) error: Failure,
+}
+
+/// `POST /v1/volumes`: only name and size have no default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    name: String,
+    size_bytes: u64,
+    #[serde(default = "default_chunk_bytes")]
+    chunk_bytes: u32,
+    #[serde(default = "default_dedup")]
+    dedup: DedupMode,
+    #[serde(default = "default_compression")]
+    compression: Compression,
+}
+
+const fn default_chunk_bytes() -> u32 {
+    4096
+}
+
+const fn default_dedup() -> DedupMode {
+    DedupMode::Inline
+}
+
+const fn default_compression() -> Compression {
+    Compression::Lz4
+}
+
+impl From<CreateBody> for VolumeSpec {
+    fn from(body: CreateBody) -> Self {
+        Self {
+            name: body.name,
+            size_bytes: body.size_bytes,
+            chunk_bytes: body.chunk_bytes,
+            dedup: body.dedup,
+            compression: body.compression,
+        }
+    }
+}
+
+/// `PATCH /v1/volumes/NAME`: one change at a time, so that none is half done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangeBody {
+    /// The new size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) size_bytes: Option<u64>,
+    /// Shrinking is meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) force: bool,
+    /// The new name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+}
+
+/// The path of one volume. A name may hold anything here, so that a wrong one
+/// is refused by the pool in the pool's words.
+pub(super) fn volume_path(name: &str) -> String {
+    let mut path = format!("{VOLUMES_PATH}/");
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    path
+}
+
+/// The volume's name in a path made by [`volume_path`].
+pub(super) fn volume_name(path: &str) -> Option<String> {
+    let encoded = path.strip_prefix(VOLUMES_PATH)?.strip_prefix('/')?;
+    if encoded.contains('/') {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digit = |b: u8| char::from(b).to_digit(16);
+            let value = digit(rest.next()?)? * 16 + digit(rest.next()?)?;
+            bytes.push(u8::try_from(value).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn paths_that_name_no_volume_are_refused() {
+        for path in [
+            "/v1/volumes",
+            "/v1/volumesx",
+            "/v1/volumes/a/b",
+            "/v1/volumes/%4",
+            "/v1/volumes/%zz",
+            "/v1/volumes/%FF",
+        ] {
+            assert_eq!(volume_name(path), None, "{path}");
+        }
+        assert_eq!(volume_name("/v1/volumes/"), Some(String::new()));
+    }
+
+    #[test]
+    fn creating_needs_only_a_name_and_a_size() {
+        let body: CreateBody = serde_json::from_str(r#"{"name":"a","size_bytes":1}"#).unwrap();
+        let spec = VolumeSpec::from(body);
+        assert_eq!((spec.chunk_bytes, spec.dedup), (4096, DedupMode::Inline));
+        assert!(
+            serde_json::from_str::<CreateBody>(r#"{"name":"a","size_bytes":1,"x":1}"#).is_err()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn names_cross_the_path_unchanged(name in "\\PC{0,40}") {
+            let path = volume_path(&name);
+            prop_assert!(path.is_ascii() && !path.contains(' '));
+            prop_assert_eq!(volume_name(&path), Some(name));
+        }
+    }
+}
