@@ -5,6 +5,7 @@
 //! remembers what was flushed and can cut the power (see [`sim`]).
 
 mod buffer;
+mod file;
 pub mod sim;
 mod threads;
 mod uring;
@@ -17,6 +18,9 @@ pub use uring::UringBackend;
 
 /// The unit of alignment of every offset, length and buffer address, in bytes.
 pub const BLOCK_BYTES: usize = 4096;
+
+/// How often a waiting batch asks its [`Verdict`].
+const VERDICT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// An open device of one backend. Never reused within a backend's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +99,12 @@ pub struct Io {
 pub trait Verdict {
     /// True when the unfinished operations on `device` are to be abandoned.
     fn abandon(&self, device: DeviceHandle) -> bool;
+
+    /// Whether the answer can ever be true. A verdict that never abandons
+    /// lets a backend take shorter ways that cannot be left.
+    fn may_abandon(&self) -> bool {
+        true
+    }
 }
 
 /// Waits for ever.
@@ -103,6 +113,10 @@ pub struct Patient;
 
 impl Verdict for Patient {
     fn abandon(&self, _device: DeviceHandle) -> bool {
+        false
+    }
+
+    fn may_abandon(&self) -> bool {
         false
     }
 }

@@ -1,0 +1,232 @@
+//! One operation on its way through the kernel: a small state machine.
+//!
+//! [`Flight::entry`] says what to submit next, [`Flight::complete`] takes the
+//! result and says whether that was all. A short transfer is continued where
+//! it stopped.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd, sync::Arc};
+
+use io_uring::{opcode, squeue, types};
+
+use crate::device::{
+    IoOp,
+    file::{MAX_TRANSFER_BYTES, MAX_VECTORS, OpenFile, ZEROES},
+};
+
+/// An operation, its buffers and its progress. While an entry of it is in the
+/// kernel, the flight must neither be dropped nor its buffers touched.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) file: Arc<OpenFile>,
+    pub(super) op: IoOp,
+    /// Its place in the batch.
+    pub(super) position: usize,
+    /// Nobody waits for it any more (R5).
+    pub(super) abandoned: bool,
+    /// Bytes it holds if it is abandoned.
+    pub(super) bytes: u64,
+    offset: u64,
+    /// Bytes transferred.
+    done: u64,
+    phase: Phase,
+    /// Read by the kernel: it stays as it is while an entry is submitted.
+    vectors: Vec<libc::iovec>,
+}
+
+/// What the next entry does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The operation itself, or what is left of it.
+    Main,
+    /// A durable write where RWF_DSYNC does not exist: plain writes, and
+    /// then [`Phase::SyncAfter`].
+    WriteThenSync,
+    /// The sync that makes such a write durable.
+    SyncAfter,
+    /// The zeroes of a preallocation whose space is allocated.
+    Zeroes,
+}
+
+/// What a completion means.
+pub(super) enum Progress {
+    /// There is more to submit.
+    Again,
+    /// The operation is over.
+    Done(io::Result<()>),
+}
+
+// SAFETY: the raw pointers of `vectors` point into buffers that the flight's
+// `op` owns or shares, which are `Send`.
+unsafe impl Send for Flight {}
+
+fn entry_length(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(MAX_TRANSFER_BYTES)).expect("1 GiB fits 32 bits")
+}
+
+impl Flight {
+    pub(super) fn new(file: Arc<OpenFile>, op: IoOp, offset: u64, position: usize) -> Self {
+        let bytes = crate::device::file::buffer_bytes(&op);
+        let (done, phase) = (0, Phase::Main);
+        Self {
+            file,
+            op,
+            position,
+            abandoned: false,
+            bytes,
+            offset,
+            done,
+            phase,
+            vectors: Vec::new(),
+        }
+    }
+
+    /// Whether there is nothing to transfer at all.
+    pub(super) fn is_trivial(&self) -> bool {
+        match &self.op {
+            IoOp::Read(_) => self.bytes == 0,
+            IoOp::Write { durable, .. } => self.bytes == 0 && !durable,
+            IoOp::Discard { length } | IoOp::Preallocate { length } => *length == 0,
+            IoOp::Sync => false,
+        }
+    }
+
+    /// The next entry to submit.
+    pub(super) fn entry(&mut self) -> squeue::Entry {
+        let fd = types::Fd(self.file.file.as_raw_fd());
+        let offset = self.offset + self.done;
+        let done = usize::try_from(self.done).expect("transfers fit in memory");
+        let phase = self.phase;
+        let sync = || {
+            opcode::Fsync::new(fd)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build()
+        };
+        match &mut self.op {
+            _ if phase == Phase::SyncAfter => sync(),
+            IoOp::Sync => sync(),
+            IoOp::Read(buffer) => {
+                let rest = &mut buffer[done..];
+                let length = entry_length(rest.len());
+                opcode::Read::new(fd, rest.as_mut_ptr(), length)
+                    .offset(offset)
+                    .build()
+            }
+            IoOp::Write { data, .. } if self.bytes == 0 => {
+                // Nothing to write, only to sync.
+                debug_assert!(data.iter().all(|slice| slice.is_empty()));
+                sync()
+            }
+            IoOp::Write { data, durable } => {
+                self.vectors.clear();
+                let (mut skip, mut room) = (done, MAX_TRANSFER_BYTES);
+                for slice in data.iter() {
+                    let bytes = slice.as_slice();
+                    if skip >= bytes.len() {
+                        skip -= bytes.len();
+                        continue;
+                    }
+                    let rest = &bytes[skip..];
+                    skip = 0;
+                    let length = rest.len().min(room);
+                    room -= length;
+                    if length == 0 || self.vectors.len() == MAX_VECTORS {
+                        break;
+                    }
+                    let base = rest.as_ptr().cast_mut().cast();
+                    self.vectors.push(libc::iovec {
+                        iov_base: base,
+                        iov_len: length,
+                    });
+                }
+                let dsync = *durable && phase == Phase::Main;
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                match self.vectors.as_slice() {
+                    [one] => {
+                        let length = entry_length(one.iov_len);
+                        opcode::Write::new(fd, one.iov_base.cast(), length)
+                            .offset(offset)
+                            .rw_flags(flags)
+                            .build()
+                    }
+                    many => {
+                        let count = u32::try_from(many.len()).expect("at most 1024 vectors");
+                        opcode::Writev::new(fd, many.as_ptr(), count)
+                            .offset(offset)
+                            .rw_flags(flags)
+                            .build()
+                    }
+                }
+            }
+            // On a block device too: the kernel discards there if it can.
+            IoOp::Discard { length } => {
+                let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                opcode::Fallocate::new(fd, *length)
+                    .offset(offset)
+                    .mode(punch)
+                    .build()
+            }
+            IoOp::Preallocate { length } if phase == Phase::Main => {
+                opcode::Fallocate::new(fd, *length).offset(offset).build()
+            }
+            IoOp::Preallocate { length } => {
+                let rest = usize::try_from(*length - self.done).unwrap_or(usize::MAX);
+                let length = entry_length(rest.min(ZEROES.len()));
+                opcode::Write::new(fd, ZEROES.as_ptr(), length)
+                    .offset(offset)
+                    .build()
+            }
+        }
+    }
+
+    /// Takes the result of the entry.
+    pub(super) fn complete(&mut self, result: i32) -> Progress {
+        let moved = match u64::try_from(result) {
+            Ok(moved) => moved,
+            Err(_) => return self.fail(-result),
+        };
+        let (total, at_end) = match &self.op {
+            _ if self.phase == Phase::SyncAfter => return Progress::Done(Ok(())),
+            IoOp::Sync | IoOp::Discard { .. } => return Progress::Done(Ok(())),
+            IoOp::Write { .. } if self.bytes == 0 => return Progress::Done(Ok(())),
+            IoOp::Preallocate { .. } if self.phase == Phase::Main => {
+                self.phase = Phase::Zeroes;
+                return Progress::Again;
+            }
+            IoOp::Read(_) => (self.bytes, io::ErrorKind::UnexpectedEof),
+            IoOp::Write { .. } => (self.bytes, io::ErrorKind::WriteZero),
+            IoOp::Preallocate { length } => (*length, io::ErrorKind::WriteZero),
+        };
+        if moved == 0 {
+            return Progress::Done(Err(at_end.into()));
+        }
+        self.done += moved;
+        if self.done < total {
+            return Progress::Again;
+        }
+        if self.phase == Phase::WriteThenSync {
+            self.phase = Phase::SyncAfter;
+            return Progress::Again;
+        }
+        Progress::Done(Ok(()))
+    }
+
+    fn fail(&mut self, errno: i32) -> Progress {
+        let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENODEV);
+        match &self.op {
+            // Nothing happened yet; the same again.
+            _ if matches!(errno, libc::EINTR | libc::EAGAIN) => Progress::Again,
+            IoOp::Write { durable: true, .. }
+                if errno == libc::EOPNOTSUPP && self.phase == Phase::Main && self.bytes > 0 =>
+            {
+                self.phase = Phase::WriteThenSync;
+                Progress::Again
+            }
+            IoOp::Preallocate { .. } if unsupported && self.phase == Phase::Main => {
+                self.phase = Phase::Zeroes;
+                Progress::Again
+            }
+            _ => Progress::Done(Err(io::Error::from_raw_os_error(errno))),
+        }
+    }
+}
