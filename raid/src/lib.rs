@@ -9,15 +9,18 @@ pub mod device;
 mod error;
 pub mod layout;
 pub mod parity;
+mod member;
+mod membership;
+mod superblock;
 mod units;
 pub mod witness;
 
 pub use array::{
-    Alternative, Array, ArrayState, ArrayStatus, CreateSpec, ENGINE_RECORD_BYTES,
-    MemberDescription, MemberState, MemberStatus, OpenOptions, SegmentRead, Sizes, StripeWrite,
-    describe_member,
+    Alternative, Array, ArrayState, ArrayStatus, CreateSpec, ENGINE_RECORD_BYTES, MemberState,
+    MemberStatus, OpenOptions, SegmentRead, Sizes, StripeWrite,
 };
 pub use error::{Kind, RaidError};
 pub use layout::{Layout, Placement};
+pub use member::{MemberDescription, describe_member};
 pub use units::*;
 pub use witness::{MemoryWitness, PoolFile, Witness, WitnessMember, WitnessRecord};

@@ -1,357 +1,423 @@
 //! The array: members behind one layout, written in whole stripes.
 //!
-//! Public skeleton; bodies follow.
-#![allow(unused_variables)]
+//! ```text
+//!   write_stripes  journal_write  sync        read   read_alternatives
+//!         \             |          |            \         /
+//!          in_use ------+----------+-------------+-------+     who takes part
+//!             |  a failure
+//!             v
+//!          degrade -> superblocks -> witness -> recorded       R2, R3, R6
+//! ```
+//!
+//! Invariants
+//! - Nothing that skipped a member is acknowledged before the superblocks and
+//!   the witness say so (R2, R3): every write ends in [`Array::barrier`].
+//! - The superblocks' sequence never advances before its last value is
+//!   durable on every member in use (R1).
+//! - No more failures are recorded than the layouts survive; beyond that
+//!   writes stop and the superblocks are left alone (R4).
+//! - Nothing is written while the superblocks say clean (R1).
+//! - No lock is held during device I/O but the one that serializes repairs,
+//!   which nothing else takes (R6).
+
+mod alternatives;
+mod check;
+mod create;
+mod journal;
+mod open;
+mod read;
+mod repair;
+mod stall;
+mod stripe;
+mod superblocks;
+mod types;
+mod write;
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use crate::{
-    LayoutId, Level, MemberIndex, RaidError,
-    device::{AlignedBuf, Backend},
-    layout::{Layout, Placement},
+    Column, Kind, LayoutId, Level, MemberIndex, MemberSet, Placement, RaidError,
+    device::{AlignedBuf, Backend, BufferPool, DeviceHandle, Io, IoOp},
+    layout::{Layout, SegmentGeometry},
+    superblock::{Geometry, PoolRecord, Standing},
     witness::Witness,
+};
+use stall::Progress;
+use superblocks::Superblocks;
+pub use types::{
+    Alternative, ArrayState, ArrayStatus, CreateSpec, MemberState, MemberStatus, OpenOptions,
+    SegmentRead, Sizes, StripeWrite,
 };
 
 /// Room for the engine's record in a superblock.
 pub const ENGINE_RECORD_BYTES: usize = 1536;
 
-/// Sizes that simulation makes tiny (R24).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
-    /// Data a segment is to hold, about; rounded down to whole stripes.
-    /// At most [`Sizes::SEGMENT_DATA_BYTES_MAX`].
-    pub segment_data_bytes_target: u32,
-    /// Length of the journal ring on each member, a multiple of 4 KiB;
-    /// `None` for a 64th of the smallest member within 4 to 256 MiB.
-    pub journal_bytes: Option<u64>,
-}
-
-impl Sizes {
-    /// Largest segment, exclusive bound 2^24 of a position (design section 6).
-    pub const SEGMENT_DATA_BYTES_MAX: u32 = 16 << 20;
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self { segment_data_bytes_target: 8 << 20, journal_bytes: None }
-    }
-}
-
-/// What to create.
-#[derive(Debug, Clone)]
-pub struct CreateSpec {
-    /// The level.
-    pub level: Level,
-    /// Consecutive bytes on one member, a multiple of 4 KiB.
-    pub stripe_unit_bytes: u32,
-    /// The members in index order.
-    pub members: Vec<PathBuf>,
-    /// Overwrite members that hold something already.
-    pub force: bool,
-    /// Segment and journal sizes.
-    pub sizes: Sizes,
-}
-
-/// How to open.
-#[derive(Debug, Clone)]
-pub struct OpenOptions {
-    /// Write nothing.
-    pub read_only: bool,
-    /// Trust the user that members not given did not go on alone (R3).
-    pub force: bool,
-    /// How long to wait for a lock that another process holds.
-    pub lock_patience: Duration,
-    /// How long a member may stall before it can be failed (R4).
-    pub stall_limit: Duration,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            force: false,
-            lock_patience: Duration::from_secs(5),
-            stall_limit: Duration::from_secs(30),
-        }
-    }
-}
-
-/// A whole stripe to write.
-#[derive(Debug, Clone)]
-pub struct StripeWrite {
-    /// The segment's placement.
-    pub placement: Placement,
-    /// The stripe within the segment.
-    pub stripe: u32,
-    /// The stripe's data, [`Array::stripe_data_bytes`] long.
-    pub data: Arc<AlignedBuf>,
-}
-
-/// A range of a segment to read.
-#[derive(Debug)]
-pub struct SegmentRead {
-    /// The segment's placement.
-    pub placement: Placement,
-    /// First byte within the segment's data, block-aligned.
-    pub offset: u32,
-    /// In: as long as the range, a block multiple. Out: filled.
-    pub buffer: AlignedBuf,
-    /// Set by [`Array::read`].
-    pub outcome: Result<(), RaidError>,
-}
-
-/// Bytes obtained other than by the plain read, and accepted by the caller.
-#[derive(Debug)]
-pub struct Alternative {
-    /// The accepted bytes.
-    pub bytes: AlignedBuf,
-    /// The members whose own blocks differ from them.
-    pub differing: Vec<MemberIndex>,
-}
-
-/// The state of the whole array.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArrayState {
-    /// Every member is in use.
-    Online,
-    /// Members are missing or failed; everything works.
-    Degraded,
-    /// Writes have stopped; reads still try.
-    Failed,
-}
-
-/// The state of one member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemberState {
-    /// In use and current.
-    Online,
-    /// Failed in use, or behind the others.
-    Failed,
-    /// Not found when the array was opened.
-    Missing,
-}
-
-/// One member.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberStatus {
-    /// Its position.
-    pub index: MemberIndex,
-    /// Its identity.
-    pub uuid: Uuid,
-    /// Where it is, or was last seen; empty if nobody knows.
-    pub path: PathBuf,
-    /// Its state.
-    pub state: MemberState,
-    /// Failed operations since the array was opened.
-    pub errors: u64,
-    /// Verified rewrites that changed something, since the array was opened.
-    pub repaired: u64,
-}
-
-/// The array and its members.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ArrayStatus {
-    /// Of the whole.
-    pub state: ArrayState,
-    /// In index order.
-    pub members: Vec<MemberStatus>,
-    /// Why writes have stopped, if they have.
-    pub stopped: Option<String>,
-}
-
-/// What a member's superblock says about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberDescription {
-    /// The pool it belongs to.
-    pub pool: Uuid,
-    /// Its identity.
-    pub member: Uuid,
-    /// Its position.
-    pub index: MemberIndex,
-    /// How many members the pool has.
-    pub member_count: usize,
-    /// The pool's level.
-    pub level: Level,
-    /// The pool's sequence as this member knows it.
-    pub sequence: u64,
-}
-
-/// Reads a member's superblock, for `import`. Writes nothing.
-pub fn describe_member(
-    backend: &Arc<dyn Backend>,
-    path: &Path,
-) -> Result<MemberDescription, RaidError> {
-    todo!()
-}
+/// Buffers for parity, merged reads and reconstruction that are kept for
+/// reuse: enough for the writer's stripes and some readers. More are made and
+/// freed as needed, so nobody waits here (R23).
+const SCRATCH_BYTES: usize = 32 << 20;
 
 /// An open array. All methods may be called from several threads at once.
+///
+/// The caller promises not to write to a segment's stripe twice at the same
+/// time, and to free a placement only when nothing uses it (R9).
 pub struct Array {
+    backend: Arc<dyn Backend>,
+    witness: Box<dyn Witness>,
+    read_only: bool,
+    stall_limit: Duration,
+    pool: Uuid,
     layouts: Vec<Layout>,
+    current_layout: LayoutId,
+    geometry: Geometry,
+    slot_count: u32,
+    members: Vec<Member>,
+    all: MemberSet,
+    /// The members that I/O goes to.
+    in_use: AtomicU64,
+    /// Of the others, those whose absence superblocks and witness know (R2).
+    recorded: AtomicU64,
+    /// The superblocks say clean, or are about to.
+    clean: AtomicBool,
+    was_clean: bool,
+    stopped: AtomicBool,
+    stop_reason: Mutex<Option<String>>,
+    superblocks: Mutex<Superblocks>,
+    superblocks_written: Condvar,
+    progress: Arc<Progress>,
+    scratch: BufferPool,
+    /// Spreads reads over mirrors.
+    rotor: AtomicU64,
+    repairs: Mutex<()>,
+}
+
+/// A member of an open array.
+struct Member {
+    uuid: Uuid,
+    path: std::path::PathBuf,
+    /// `None` for one that is not used at all.
+    device: Option<DeviceHandle>,
+    /// It was there when the array was opened.
+    present: bool,
+    errors: AtomicU64,
+    repaired: AtomicU64,
+}
+
+/// What is needed to put an [`Array`] together.
+struct Parts {
+    backend: Arc<dyn Backend>,
+    witness: Box<dyn Witness>,
+    read_only: bool,
+    stall_limit: Duration,
+    record: PoolRecord,
+    in_use: MemberSet,
+    members: Vec<Member>,
 }
 
 impl Array {
-    /// Makes a new array and opens it for writing.
-    pub fn create(
-        backend: Arc<dyn Backend>,
-        spec: &CreateSpec,
-        engine_record: &[u8],
-        witness: Box<dyn Witness>,
-    ) -> Result<Array, RaidError> {
-        todo!()
-    }
-
-    /// Opens an array from its members, given in any order (R1 to R4).
-    pub fn open(
-        backend: Arc<dyn Backend>,
-        members: &[PathBuf],
-        witness: Box<dyn Witness>,
-        options: &OpenOptions,
-    ) -> Result<Array, RaidError> {
-        todo!()
+    fn assemble(parts: Parts) -> Self {
+        let Parts { backend, witness, read_only, stall_limit, record, in_use, members } = parts;
+        let all: MemberSet = record.indices().collect();
+        let slot_count = record.members.iter().map(|member| member.slot_count).min();
+        let devices = members.iter().map(|member| member.device).collect();
+        Self {
+            progress: Arc::new(Progress::new(Arc::clone(&backend), devices)),
+            backend,
+            witness,
+            read_only,
+            stall_limit,
+            pool: record.pool,
+            layouts: record.layouts.clone(),
+            current_layout: record.current_layout,
+            geometry: record.geometry,
+            slot_count: slot_count.unwrap_or(0),
+            members,
+            all,
+            in_use: AtomicU64::new(in_use.0),
+            recorded: AtomicU64::new(record.not_in_sync().0),
+            clean: AtomicBool::new(record.clean),
+            was_clean: record.clean,
+            stopped: AtomicBool::new(false),
+            stop_reason: Mutex::new(None),
+            superblocks: Mutex::new(Superblocks::new(record)),
+            superblocks_written: Condvar::new(),
+            scratch: BufferPool::new(SCRATCH_BYTES),
+            rotor: AtomicU64::new(0),
+            repairs: Mutex::new(()),
+        }
     }
 
     /// The pool.
     pub fn uuid(&self) -> Uuid {
-        todo!()
+        self.pool
     }
+
     /// The level of the current layout.
     pub fn level(&self) -> Level {
-        todo!()
+        self.current_layout().level
     }
+
     /// Whether the array was opened read-only.
     pub fn read_only(&self) -> bool {
-        todo!()
+        self.read_only
     }
+
     /// A layout by its id.
     pub fn layout(&self, id: LayoutId) -> Option<&Layout> {
-        todo!()
+        self.layouts.iter().find(|layout| layout.id == id)
     }
+
     /// The layout for new segments.
     pub fn current_layout(&self) -> &Layout {
-        todo!()
+        self.layout(self.current_layout).expect("the record holds its current layout")
     }
+
     /// Data bytes in one stripe of the current layout.
     pub fn stripe_data_bytes(&self) -> u32 {
-        todo!()
+        self.current_layout().stripe_data_bytes()
     }
-    /// Stripes in one segment.
+
+    /// Stripes in one segment of the current layout.
     pub fn stripes_per_segment(&self) -> u32 {
-        todo!()
+        self.segment_geometry(self.current_layout()).stripes_per_segment
     }
+
     /// Data bytes in one segment; below 2^24.
     pub fn segment_data_bytes(&self) -> u32 {
-        todo!()
+        self.segment_geometry(self.current_layout()).segment_data_bytes()
     }
+
     /// Segments the members can hold.
     pub fn slot_count(&self) -> u32 {
-        todo!()
+        self.slot_count
     }
+
     /// Data bytes the members can hold.
     pub fn data_capacity_bytes(&self) -> u64 {
-        todo!()
+        u64::from(self.slot_count) * u64::from(self.segment_data_bytes())
     }
-    /// Writes whole stripes with their parity on all in-sync members. Not
-    /// durable before [`Array::sync`].
-    pub fn write_stripes(&self, writes: &[StripeWrite]) -> Result<(), RaidError> {
-        todo!()
-    }
-    /// Reads ranges, reconstructing what missing or failing members hold.
-    pub fn read(&self, reads: &mut [SegmentRead]) {
-        todo!()
-    }
-    /// Offers every reading of the range that the redundancy allows until one
-    /// is accepted.
-    pub fn read_alternatives(
-        &self,
-        placement: &Placement,
-        offset: u32,
-        length: u32,
-        accept: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Result<Option<Alternative>, RaidError> {
-        todo!()
-    }
-    /// Puts verified bytes (any byte range of a segment) back on the members
-    /// that hold them; no other byte changes (R7).
-    pub fn rewrite_verified(
-        &self,
-        placement: &Placement,
-        offset: u32,
-        bytes: &[u8],
-    ) -> Result<(), RaidError> {
-        todo!()
-    }
-    /// Makes everything written before durable on all in-sync members.
-    pub fn sync(&self) -> Result<(), RaidError> {
-        todo!()
-    }
-    /// The segment's contents no longer matter.
-    pub fn discard_segment(&self, placement: &Placement) {
-        todo!()
-    }
-    /// Length of the journal ring.
-    pub fn journal_bytes(&self) -> u64 {
-        todo!()
-    }
-    /// Writes to the journal's copies (R16), durable on return.
-    pub fn journal_write(&self, position: u64, data: &Arc<AlignedBuf>) -> Result<(), RaidError> {
-        todo!()
-    }
-    /// The in-sync members, whose rings recovery reads.
-    pub fn journal_members(&self) -> Vec<MemberIndex> {
-        todo!()
-    }
-    /// Reads a member's ring.
-    pub fn journal_read(
-        &self,
-        member: MemberIndex,
-        position: u64,
-        buffer: AlignedBuf,
-    ) -> Result<AlignedBuf, RaidError> {
-        todo!()
-    }
-    /// The engine's record as of the last superblock.
-    pub fn engine_record(&self) -> Vec<u8> {
-        todo!()
-    }
-    /// Whether the superblock that was opened was marked clean.
-    pub fn was_clean(&self) -> bool {
-        todo!()
-    }
-    /// Advances the sequence with a new engine record, durable on every
-    /// in-sync member on return (R1).
-    pub fn commit(&self, engine_record: &[u8], clean: bool) -> Result<(), RaidError> {
-        todo!()
-    }
-    /// The one counter of superblocks (R1).
-    pub fn sequence(&self) -> u64 {
-        todo!()
-    }
-    /// How many membership changes there were.
-    pub fn membership_epoch(&self) -> u64 {
-        todo!()
-    }
-    /// The array and its members.
-    pub fn status(&self) -> ArrayStatus {
-        todo!()
-    }
-    /// Fails a member; on `Ok` the degrade barrier is durable (R2).
-    pub fn fail_member(&self, member: MemberIndex, reason: &str) -> Result<(), RaidError> {
-        todo!()
-    }
+
     /// Which device implementation is in use.
     pub fn io_engine(&self) -> &'static str {
-        todo!()
+        self.backend.name()
     }
-    /// Reads every superblock copy; how many, and what is wrong with them.
-    pub fn check_superblocks(&self) -> (u64, Vec<String>) {
-        todo!()
+
+    /// The array and its members.
+    pub fn status(&self) -> ArrayStatus {
+        let in_use = self.in_use();
+        let stopped = self.stop_reason.lock().clone();
+        let state = match (&stopped, in_use == self.all) {
+            (Some(_), _) => ArrayState::Failed,
+            (None, true) => ArrayState::Online,
+            (None, false) => ArrayState::Degraded,
+        };
+        let members = self.all.iter().map(|index| {
+            let member = self.member(index);
+            MemberStatus {
+                index,
+                uuid: member.uuid,
+                path: member.path.clone(),
+                state: match (in_use.contains(index), member.present) {
+                    (true, _) => MemberState::Online,
+                    (false, true) => MemberState::Failed,
+                    (false, false) => MemberState::Missing,
+                },
+                errors: member.errors.load(Ordering::Relaxed),
+                repaired: member.repaired.load(Ordering::Relaxed),
+            }
+        });
+        ArrayStatus { state, members: members.collect(), stopped }
     }
+
+    /// Fails a member; on `Ok` the degrade barrier is durable (R2).
+    pub fn fail_member(&self, member: MemberIndex, reason: &str) -> Result<(), RaidError> {
+        if self.read_only {
+            return Err(self.read_only_error());
+        }
+        if !self.all.contains(member) {
+            return Err(RaidError::new(
+                Kind::InvalidArgument,
+                format!("The pool has no member {member}"),
+            ));
+        }
+        self.degrade(MemberSet::of(member), reason)
+    }
+
     /// Closes the devices, as dropping does.
     pub fn close(self) {}
+
+    /// The members that I/O goes to.
+    fn in_use(&self) -> MemberSet {
+        MemberSet(self.in_use.load(Ordering::Acquire))
+    }
+
+    fn member(&self, index: MemberIndex) -> &Member {
+        &self.members[index.index()]
+    }
+
+    fn device(&self, index: MemberIndex) -> DeviceHandle {
+        self.member(index).device.expect("a member in use is open")
+    }
+
+    fn segment_geometry(&self, layout: &Layout) -> SegmentGeometry {
+        let stripes = self.geometry.slot_bytes / u64::from(layout.stripe_unit_bytes);
+        let stripes = u32::try_from(stripes).expect("a segment is below 16 MiB");
+        SegmentGeometry::with_stripes(layout, stripes)
+    }
+
+    /// The layout of a placement that fits the members.
+    fn layout_of(&self, placement: &Placement) -> Result<&Layout, RaidError> {
+        let invalid = |what: String| RaidError::new(Kind::InvalidArgument, what);
+        let layout = self
+            .layout(placement.layout)
+            .ok_or_else(|| invalid(format!("The pool has no layout {}", placement.layout)))?;
+        if let crate::layout::Slots::PerMember(slots) = &placement.slots
+            && slots.len() != layout.members.len()
+        {
+            return Err(invalid("The placement has a wrong number of slots".to_owned()));
+        }
+        for column in layout.columns().iter() {
+            let slot = placement.slot(column);
+            if slot.0 >= self.slot_count {
+                return Err(invalid(format!(
+                    "Slot {slot} is beyond the {} that the members have",
+                    self.slot_count
+                )));
+            }
+        }
+        Ok(layout)
+    }
+
+    /// Where a stripe's unit in `column` starts on its member.
+    fn unit_offset(
+        &self,
+        layout: &Layout,
+        placement: &Placement,
+        column: Column,
+        stripe: u32,
+    ) -> u64 {
+        self.geometry.slots_offset
+            + u64::from(placement.slot(column).0) * self.geometry.slot_bytes
+            + u64::from(stripe) * u64::from(layout.stripe_unit_bytes)
+    }
+
+    /// A buffer for a while, its contents arbitrary.
+    fn scratch(&self, length: usize) -> AlignedBuf {
+        self.scratch.try_take(length).unwrap_or_else(|| AlignedBuf::zeroed(length))
+    }
+
+    /// An operation on a member.
+    fn io(&self, member: MemberIndex, offset: u64, op: IoOp) -> Io {
+        Io { device: self.device(member), offset, op, outcome: None }
+    }
+
+    /// Runs a batch whose n-th operation is for the n-th of `members`.
+    fn run(&self, batch: &mut [Io], members: impl Iterator<Item = MemberIndex> + Clone) {
+        let verdict = stall::BatchVerdict::new(self, members.clone().collect());
+        self.backend.run(batch, &verdict);
+        let completed = batch.iter().zip(members).filter(|(io, _)| {
+            !matches!(&io.outcome, Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut)
+        });
+        self.progress.completed(verdict.tick(), completed.map(|(_, member)| member));
+    }
+
+    fn read_only_error(&self) -> RaidError {
+        RaidError::new(Kind::ReadOnly, format!("Pool {} is open read-only", self.pool))
+    }
+
+    /// Whether writing is possible at all.
+    fn may_write(&self) -> Result<(), RaidError> {
+        if self.read_only {
+            return Err(self.read_only_error());
+        }
+        self.check_stopped()?;
+        // R1: whoever writes has first said that the state is unclean.
+        assert!(
+            !self.clean.load(Ordering::Acquire),
+            "the clean flag is cleared before the first write"
+        );
+        Ok(())
+    }
+
+    fn check_stopped(&self) -> Result<(), RaidError> {
+        if !self.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let reason = self.stop_reason.lock().clone().unwrap_or_default();
+        Err(RaidError::new(Kind::Stopped, format!("Writes have stopped: {reason}")))
+    }
+
+    /// Stops all writes of this process for good. The first reason stays.
+    fn stop(&self, reason: String) -> RaidError {
+        let mut stop_reason = self.stop_reason.lock();
+        if stop_reason.is_none() {
+            tracing::error!(pool = %self.pool, %reason, "writes have stopped");
+            *stop_reason = Some(reason);
+        }
+        self.stopped.store(true, Ordering::Release);
+        let reason = stop_reason.clone().unwrap_or_default();
+        RaidError::new(Kind::Stopped, format!("Writes have stopped: {reason}"))
+    }
+
+    fn count_error(&self, member: MemberIndex) {
+        self.member(member).errors.fetch_add(1, Ordering::Relaxed);
+    }
 }
+
+impl Drop for Array {
+    fn drop(&mut self) {
+        for member in &self.members {
+            if let Some(device) = member.device {
+                self.backend.close(device);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Array {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Array")
+            .field("pool", &self.pool)
+            .field("level", &self.level())
+            .field("in_use", &self.in_use())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a failed operation says about its member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The file system under a sparse member is full: nobody's failure (R4).
+    NoSpace,
+    /// The member does not answer any more.
+    Gone,
+    /// This operation failed.
+    Bad,
+}
+
+impl Fault {
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            // A file that has become too short has lost what it held.
+            io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof => Self::Gone,
+            _ => match error.raw_os_error() {
+                Some(libc::ENODEV | libc::ENXIO | libc::EBADF) => Self::Gone,
+                _ => Self::Bad,
+            },
+        }
+    }
+}
+
+/// The standing that a failure in use leads to.
+const FAILED: Standing = Standing::Failed;

@@ -1,0 +1,315 @@
+//! Which members to trust: rules R1 and R3, without any I/O.
+//!
+//! Superblocks carry one sequence (R1). It is not advanced before its last
+//! value is durable on every in-sync member, so what is found says this:
+//!
+//! | a member's sequence, the newest being N | it is |
+//! | --- | --- |
+//! | N | current |
+//! | N - 1, and N does not name it failed | current, the last superblock is missing |
+//! | less | stale: it has lost writes |
+//!
+//! Every membership change has a random id, and superblocks keep the last
+//! ones (R3). Whoever has X's last id in its history descends from X. The
+//! witness holds the last id as well: members that do not descend from it are
+//! a half that was left behind.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Kind, MemberIndex, MemberSet, RaidError, WitnessRecord,
+    superblock::{PoolRecord, Standing, Superblock},
+};
+
+/// A member that was found, with its newest superblock.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) superblock: Superblock,
+    /// How large it is now.
+    pub(crate) size_bytes: u64,
+}
+
+impl Found {
+    fn sequence(&self) -> u64 {
+        self.superblock.record.sequence
+    }
+
+    fn age(&self) -> (u64, u64) {
+        (self.superblock.record.history.epoch, self.sequence())
+    }
+}
+
+/// What to open.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    /// The newest superblock, unchanged.
+    pub(crate) record: PoolRecord,
+    /// The members to use.
+    pub(crate) in_sync: MemberSet,
+    /// Standings that the newest superblock does not know yet; to be recorded
+    /// before the first write (R1).
+    pub(crate) changes: Vec<(MemberIndex, Standing)>,
+}
+
+/// Decides which of the members found make up the pool, or why none do.
+pub(crate) fn choose(
+    found: &[Found],
+    witness: Option<&WitnessRecord>,
+    force: bool,
+) -> Result<Choice, RaidError> {
+    refuse_different_pools(found, witness)?;
+    refuse_duplicates(found)?;
+    let newest = found
+        .iter()
+        .max_by_key(|member| member.age())
+        .ok_or_else(|| RaidError::new(Kind::TooFewMembers, "No member of the pool was found"))?;
+    let record = &newest.superblock.record;
+    refuse_diverged(found, newest)?;
+    if let Some(witness) = witness {
+        refuse_behind(found, record, witness)?;
+    }
+    refuse_replaced(found, record)?;
+
+    let mut in_sync = MemberSet::EMPTY;
+    let mut changes = Vec::new();
+    for index in record.indices() {
+        let row = &record.members[index.index()];
+        let member = found.iter().find(|member| member.superblock.member == index);
+        match (row.standing, member) {
+            // Named failed: only a rebuild brings it back (R2).
+            (Standing::Failed | Standing::Absent | Standing::Stale, _) => {}
+            (Standing::InSync, None) => changes.push((index, Standing::Absent)),
+            (Standing::InSync, Some(member)) if member.size_bytes < row.size_bytes => {
+                changes.push((index, Standing::Failed));
+            }
+            // R1: at most one behind, it lacks a superblock but no write.
+            (Standing::InSync, Some(member)) if member.sequence() + 1 >= record.sequence => {
+                in_sync.insert(index);
+            }
+            (Standing::InSync, Some(_)) => changes.push((index, Standing::Stale)),
+        }
+    }
+    let choice = Choice { record: record.clone(), in_sync, changes };
+    refuse_too_few(found, &choice, witness)?;
+    if witness.is_none() && !force {
+        refuse_unwitnessed_half(found, record)?;
+    }
+    Ok(choice)
+}
+
+fn refuse_different_pools(
+    found: &[Found],
+    witness: Option<&WitnessRecord>,
+) -> Result<(), RaidError> {
+    let mut pools: BTreeMap<_, Vec<&Path>> = BTreeMap::new();
+    for member in found {
+        pools.entry(member.superblock.record.pool).or_default().push(&member.path);
+    }
+    if pools.len() > 1 {
+        let sides: Vec<_> =
+            pools.iter().map(|(pool, paths)| format!("{} of {pool}", list(paths))).collect();
+        return Err(RaidError::new(
+            Kind::DifferentPools,
+            format!("The members belong to different pools: {}", sides.join("; ")),
+        ));
+    }
+    if let (Some((pool, paths)), Some(witness)) = (pools.first_key_value(), witness)
+        && *pool != witness.pool
+    {
+        return Err(RaidError::new(
+            Kind::DifferentPools,
+            format!("{} of pool {pool}, but this is pool {}", list(paths), witness.pool),
+        ));
+    }
+    Ok(())
+}
+
+fn refuse_duplicates(found: &[Found]) -> Result<(), RaidError> {
+    for (n, one) in found.iter().enumerate() {
+        for other in &found[n + 1..] {
+            if one.superblock.member == other.superblock.member {
+                return Err(RaidError::new(
+                    Kind::DuplicateMember,
+                    format!(
+                        "{} and {} both say they are member {} of the pool; leave the copy out",
+                        one.path.display(),
+                        other.path.display(),
+                        one.superblock.member
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// R3: every member must be an ancestor of the newest, or its equal.
+fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
+    let record = &newest.superblock.record;
+    let connects = |member: &Found| {
+        let theirs = &member.superblock.record;
+        let newer = member.sequence() > record.sequence;
+        // The same sequence with another history is another superblock, which
+        // only a member already given up can have.
+        let rival = member.sequence() == record.sequence
+            && theirs.history.head() != record.history.head()
+            && record
+                .members
+                .get(member.superblock.member.index())
+                .is_some_and(|row| row.standing == Standing::InSync);
+        record.history.descends_from(theirs.history.head()) && !newer && !rival
+    };
+    let (one, other): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|m| connects(m));
+    if other.is_empty() {
+        return Ok(());
+    }
+    let paths = |side: &[&Found]| {
+        list(&side.iter().map(|member| member.path.as_path()).collect::<Vec<_>>())
+    };
+    Err(RaidError::new(
+        Kind::Diverged,
+        format!(
+            "The pool has diverged: {} and {} have each gone on without the other; \
+             leave one side out",
+            paths(&one),
+            paths(&other)
+        ),
+    ))
+}
+
+/// R3: the newest must descend from what the witness remembers.
+fn refuse_behind(
+    found: &[Found],
+    record: &PoolRecord,
+    witness: &WitnessRecord,
+) -> Result<(), RaidError> {
+    if record.history.descends_from(witness.membership_id) {
+        return Ok(());
+    }
+    let paths = list(&found.iter().map(|member| member.path.as_path()).collect::<Vec<_>>());
+    if record.history.epoch < witness.membership_epoch {
+        return Err(RaidError::new(
+            Kind::Behind,
+            format!(
+                "The pool went on without {paths} (membership change {}, these know {}); \
+                 give the members it went on with",
+                witness.membership_epoch, record.history.epoch
+            ),
+        ));
+    }
+    Err(RaidError::new(
+        Kind::Diverged,
+        format!(
+            "{paths} have gone on without the members that pool.toml last saw \
+             (its membership change {} is not in their history)",
+            witness.membership_epoch
+        ),
+    ))
+}
+
+/// A member whose place was given to another.
+fn refuse_replaced(found: &[Found], record: &PoolRecord) -> Result<(), RaidError> {
+    for member in found {
+        let row = record.members.get(member.superblock.member.index());
+        if row.is_none_or(|row| row.uuid != member.superblock.own().uuid) {
+            return Err(RaidError::new(
+                Kind::NotAMember,
+                format!(
+                    "{} was member {} of the pool and has been replaced",
+                    member.path.display(),
+                    member.superblock.member
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn refuse_too_few(
+    found: &[Found],
+    choice: &Choice,
+    witness: Option<&WitnessRecord>,
+) -> Result<(), RaidError> {
+    let record = &choice.record;
+    let all: MemberSet = record.indices().collect();
+    let lost = all.difference(choice.in_sync);
+    if record.survives(lost) {
+        return Ok(());
+    }
+    let reasons: Vec<_> = lost
+        .iter()
+        .map(|index| {
+            let place = place_of(index, found, witness);
+            let reason = match reason_of(index, record, &choice.changes) {
+                _ if found.iter().all(|member| member.superblock.member != index) => "not found",
+                Standing::Stale => "behind the others",
+                Standing::Absent => "was missing before and must be rebuilt",
+                _ => "failed",
+            };
+            format!("{place} ({reason})")
+        })
+        .collect();
+    Err(RaidError::new(
+        Kind::TooFewMembers,
+        format!(
+            "Too few members: {} of {} is usable at level {}; without {}",
+            choice.in_sync.len(),
+            all.len(),
+            record.layout().level,
+            reasons.join(", ")
+        ),
+    ))
+}
+
+fn reason_of(
+    index: MemberIndex,
+    record: &PoolRecord,
+    changes: &[(MemberIndex, Standing)],
+) -> Standing {
+    changes
+        .iter()
+        .find(|(member, _)| *member == index)
+        .map_or(record.members[index.index()].standing, |(_, standing)| *standing)
+}
+
+fn place_of(index: MemberIndex, found: &[Found], witness: Option<&WitnessRecord>) -> String {
+    let here = found.iter().find(|member| member.superblock.member == index);
+    let path = here.map(|member| member.path.as_path()).or_else(|| {
+        let known = witness?.members.iter().find(|member| member.index == index)?;
+        Some(known.path.as_path())
+    });
+    match path {
+        Some(path) => format!("member {index}, {}", path.display()),
+        None => format!("member {index}"),
+    }
+}
+
+/// R3: without a witness nobody knows whether the members that are not here
+/// went on by themselves.
+fn refuse_unwitnessed_half(found: &[Found], record: &PoolRecord) -> Result<(), RaidError> {
+    let here: MemberSet = found.iter().map(|member| member.superblock.member).collect();
+    if !record.survives(here) {
+        return Ok(());
+    }
+    let all: MemberSet = record.indices().collect();
+    let missing: Vec<_> = all.difference(here).iter().map(|m| m.to_string()).collect();
+    Err(RaidError::new(
+        Kind::NeedsForce,
+        format!(
+            "Members {} are missing and could have gone on alone, and there is no pool.toml \
+             to tell; give them too, or use --force if they did not",
+            missing.join(", ")
+        ),
+    ))
+}
+
+fn list(paths: &[&Path]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,465 @@
+//! Superblocks to bytes and back. No I/O.
+//!
+//! All numbers are little-endian. The CRC32C is last and covers everything
+//! before it, so any damage, torn writes included, is refused as a whole.
+
+use uuid::Uuid;
+
+use super::{
+    Geometry, HISTORY_MAX, History, LAYOUTS_MAX, MemberRecord, PoolRecord, SLOTS_ALIGNMENT,
+    SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, Superblock,
+};
+use crate::{
+    ENGINE_RECORD_BYTES, Layout, LayoutId, Level, MAX_MEMBERS, MemberIndex, device::BLOCK_BYTES,
+};
+
+/// SUB and LF reveal a copy made in text mode.
+const MAGIC: [u8; 8] = *b"TESSERA\x1a";
+const VERSION: u32 = 1;
+/// Features without which a pool cannot be read. None yet.
+const INCOMPAT_KNOWN: u64 = 0;
+/// Features without which a pool can be read but not written. None yet.
+const READ_ONLY_COMPAT_KNOWN: u64 = 0;
+
+const LENGTH: usize = 8192;
+const UUID_BYTES: usize = 16;
+const MEMBER_ROW_BYTES: usize = 40;
+const LAYOUT_ROW_BYTES: usize = 80;
+const KEY_SLOT_BYTES: usize = 1024;
+
+// Offsets, each from the one before.
+const AT_MAGIC: usize = 0;
+const AT_VERSION: usize = AT_MAGIC + 8;
+const AT_LENGTH: usize = AT_VERSION + 4;
+const AT_INCOMPAT: usize = AT_LENGTH + 4;
+const AT_READ_ONLY_COMPAT: usize = AT_INCOMPAT + 8;
+const AT_COMPAT: usize = AT_READ_ONLY_COMPAT + 8;
+const AT_POOL: usize = AT_COMPAT + 8;
+const AT_MEMBER: usize = AT_POOL + UUID_BYTES;
+const AT_SEQUENCE: usize = AT_MEMBER + UUID_BYTES;
+const AT_EPOCH: usize = AT_SEQUENCE + 8;
+const AT_COMMITS: usize = AT_EPOCH + 8;
+const AT_JOURNAL_BYTES: usize = AT_COMMITS + 8;
+const AT_SLOTS_OFFSET: usize = AT_JOURNAL_BYTES + 8;
+const AT_SLOT_BYTES: usize = AT_SLOTS_OFFSET + 8;
+const AT_MEMBER_INDEX: usize = AT_SLOT_BYTES + 8;
+const AT_MEMBER_COUNT: usize = AT_MEMBER_INDEX + 1;
+const AT_LAYOUT_COUNT: usize = AT_MEMBER_COUNT + 1;
+const AT_HISTORY_COUNT: usize = AT_LAYOUT_COUNT + 1;
+const AT_CLEAN: usize = AT_HISTORY_COUNT + 1;
+const AT_HASH: usize = AT_CLEAN + 1;
+const AT_CURRENT_LAYOUT: usize = AT_HASH + 1;
+const AT_ENGINE_LENGTH: usize = AT_CURRENT_LAYOUT + 2;
+const HEADER_END: usize = AT_ENGINE_LENGTH + 2;
+const AT_MEMBERS: usize = 256;
+const AT_LAYOUTS: usize = AT_MEMBERS + MAX_MEMBERS * MEMBER_ROW_BYTES;
+const AT_HISTORY: usize = AT_LAYOUTS + LAYOUTS_MAX * LAYOUT_ROW_BYTES;
+const AT_ENGINE: usize = AT_HISTORY + HISTORY_MAX * UUID_BYTES;
+const AT_KEY_SLOTS: usize = AT_ENGINE + ENGINE_RECORD_BYTES;
+const KEY_SLOTS_END: usize = AT_KEY_SLOTS + KEY_SLOT_BYTES;
+const AT_CRC: usize = LENGTH - 4;
+
+const _: () = {
+    assert!(LENGTH as u64 == SUPERBLOCK_BYTES);
+    assert!(AT_MEMBER_INDEX == 120 && HEADER_END == 130 && HEADER_END <= AT_MEMBERS);
+    assert!(AT_LAYOUTS == 2816 && AT_HISTORY == 4096 && AT_ENGINE == 4608);
+    assert!(AT_KEY_SLOTS == 6144 && KEY_SLOTS_END == 7168 && KEY_SLOTS_END <= AT_CRC);
+};
+
+/// Why bytes are not a superblock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// They do not start like one.
+    NoMagic,
+    /// They start like one, but this is wrong with them.
+    Damaged(&'static str),
+    /// They are one, of a format this program does not know.
+    Newer {
+        /// They could be used read-only.
+        readable: bool,
+    },
+}
+
+/// Reads a superblock; `writable` refuses what may only be read.
+pub(crate) fn decode(bytes: &[u8], writable: bool) -> Result<Superblock, Absence> {
+    use Absence::{Damaged, Newer, NoMagic};
+    if bytes.len() != LENGTH || bytes[AT_MAGIC..AT_VERSION] != MAGIC {
+        return Err(NoMagic);
+    }
+    // The length and the place of the checksum are promised for all versions,
+    // so that damage is told apart from a newer format.
+    if crc32c::crc32c(&bytes[..AT_CRC]) != u32_at(bytes, AT_CRC) {
+        return Err(Damaged("its checksum does not match"));
+    }
+    if u32_at(bytes, AT_VERSION) != VERSION || u32_at(bytes, AT_LENGTH) as usize != LENGTH {
+        return Err(Newer { readable: false });
+    }
+    if u64_at(bytes, AT_INCOMPAT) & !INCOMPAT_KNOWN != 0 {
+        return Err(Newer { readable: false });
+    }
+    if writable && u64_at(bytes, AT_READ_ONLY_COMPAT) & !READ_ONLY_COMPAT_KNOWN != 0 {
+        return Err(Newer { readable: true });
+    }
+    let record = decode_record(bytes)?;
+    let member = MemberIndex(bytes[AT_MEMBER_INDEX]);
+    match record.members.get(member.index()) {
+        None => Err(Damaged("its member index is out of range")),
+        Some(own) if own.uuid != uuid_at(bytes, AT_MEMBER) => {
+            Err(Damaged("its member table disagrees with its identity"))
+        }
+        Some(_) => Ok(Superblock { member, record }),
+    }
+}
+
+fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
+    use Absence::Damaged;
+    let member_count = usize::from(bytes[AT_MEMBER_COUNT]);
+    let layout_count = usize::from(bytes[AT_LAYOUT_COUNT]);
+    let history_count = usize::from(bytes[AT_HISTORY_COUNT]);
+    let engine_length = usize::from(u16_at(bytes, AT_ENGINE_LENGTH));
+    // Every length is bounded before anything is allocated.
+    if !(1..=MAX_MEMBERS).contains(&member_count)
+        || !(1..=LAYOUTS_MAX).contains(&layout_count)
+        || !(1..=HISTORY_MAX).contains(&history_count)
+        || engine_length > ENGINE_RECORD_BYTES
+    {
+        return Err(Damaged("a length is out of bounds"));
+    }
+    let geometry = Geometry {
+        journal_bytes: u64_at(bytes, AT_JOURNAL_BYTES),
+        slots_offset: u64_at(bytes, AT_SLOTS_OFFSET),
+        slot_bytes: u64_at(bytes, AT_SLOT_BYTES),
+    };
+    let block = BLOCK_BYTES as u64;
+    let front = Geometry::JOURNAL_OFFSET.checked_add(geometry.journal_bytes);
+    if !geometry.journal_bytes.is_multiple_of(block)
+        || geometry.journal_bytes == 0
+        || front.is_none_or(|end| end > geometry.slots_offset)
+        || !geometry.slots_offset.is_multiple_of(SLOTS_ALIGNMENT)
+        || geometry.slot_bytes == 0
+        || !geometry.slot_bytes.is_multiple_of(block)
+    {
+        return Err(Damaged("its areas do not fit together"));
+    }
+    let members = (0..member_count)
+        .map(|n| decode_member(&bytes[AT_MEMBERS + n * MEMBER_ROW_BYTES..], &geometry))
+        .collect::<Result<Vec<_>, _>>()?;
+    let layouts = (0..layout_count)
+        .map(|n| {
+            let row = &bytes[AT_LAYOUTS + n * LAYOUT_ROW_BYTES..][..LAYOUT_ROW_BYTES];
+            decode_layout(row, member_count, &geometry)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let current_layout = LayoutId(u16_at(bytes, AT_CURRENT_LAYOUT));
+    if !layouts.iter().any(|layout| layout.id == current_layout) {
+        return Err(Damaged("its current layout is not in its table"));
+    }
+    let ids = (0..history_count).map(|n| uuid_at(bytes, AT_HISTORY + n * UUID_BYTES)).collect();
+    let clean = match bytes[AT_CLEAN] {
+        0 => false,
+        1 => true,
+        _ => return Err(Damaged("its clean flag is neither set nor clear")),
+    };
+    Ok(PoolRecord {
+        pool: uuid_at(bytes, AT_POOL),
+        sequence: u64_at(bytes, AT_SEQUENCE),
+        commits: u64_at(bytes, AT_COMMITS),
+        history: History { epoch: u64_at(bytes, AT_EPOCH), ids },
+        clean,
+        hash_algorithm: bytes[AT_HASH],
+        geometry,
+        current_layout,
+        layouts,
+        members,
+        engine_record: bytes[AT_ENGINE..AT_ENGINE + engine_length].to_vec(),
+    })
+}
+
+// A member row: uuid 16, size 8, changed at 8, slots 4, standing 1, zero 3.
+fn decode_member(row: &[u8], geometry: &Geometry) -> Result<MemberRecord, Absence> {
+    let record = MemberRecord {
+        uuid: uuid_at(row, 0),
+        size_bytes: u64_at(row, 16),
+        changed_at: u64_at(row, 24),
+        slot_count: u32_at(row, 32),
+        standing: Standing::from_code(row[36])
+            .ok_or(Absence::Damaged("a member's state is unknown"))?,
+    };
+    let least = geometry
+        .slot_bytes
+        .checked_mul(u64::from(record.slot_count))
+        .and_then(|slots| slots.checked_add(geometry.slots_offset))
+        .and_then(|end| end.checked_add(SUPERBLOCK_AREA_BYTES));
+    if least.is_none_or(|least| least > record.size_bytes)
+        || !record.size_bytes.is_multiple_of(BLOCK_BYTES as u64)
+    {
+        return Err(Absence::Damaged("a member is too small for its slots"));
+    }
+    Ok(record)
+}
+
+// A layout row: id 2, level 1, members 1, stripe unit 4, zero 8, members 64.
+fn decode_layout(
+    row: &[u8],
+    member_count: usize,
+    geometry: &Geometry,
+) -> Result<Layout, Absence> {
+    use Absence::Damaged;
+    let level = Level::from_code(row[2]).ok_or(Damaged("a layout's level is unknown"))?;
+    let width = usize::from(row[3]);
+    let stripe_unit_bytes = u32_at(row, 4);
+    if width > MAX_MEMBERS || !level.accepts(width) {
+        return Err(Damaged("a layout's member count does not fit its level"));
+    }
+    if stripe_unit_bytes == 0
+        || !stripe_unit_bytes.is_multiple_of(BLOCK_BYTES as u32)
+        || !geometry.slot_bytes.is_multiple_of(u64::from(stripe_unit_bytes))
+    {
+        return Err(Damaged("a layout's stripe unit does not fit the slots"));
+    }
+    let members: Vec<_> = row[16..16 + width].iter().map(|index| MemberIndex(*index)).collect();
+    if members.iter().any(|member| member.index() >= member_count)
+        || members.iter().collect::<std::collections::BTreeSet<_>>().len() != width
+    {
+        return Err(Damaged("a layout's members are not members"));
+    }
+    Layout::new(LayoutId(u16_at(row, 0)), level, stripe_unit_bytes, members)
+        .map_err(|_| Damaged("a layout is impossible"))
+}
+
+/// Writes a member's superblock into `bytes`, 8 KiB.
+pub(crate) fn encode(record: &PoolRecord, member: MemberIndex, bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), LENGTH, "a superblock is 8 KiB");
+    assert!(record.engine_record.len() <= ENGINE_RECORD_BYTES, "the engine's record fits");
+    assert!(record.layouts.len() <= LAYOUTS_MAX, "the layout table fits");
+    bytes.fill(0);
+    bytes[AT_MAGIC..AT_VERSION].copy_from_slice(&MAGIC);
+    put(bytes, AT_VERSION, &VERSION.to_le_bytes());
+    put(bytes, AT_LENGTH, &(LENGTH as u32).to_le_bytes());
+    put(bytes, AT_INCOMPAT, &INCOMPAT_KNOWN.to_le_bytes());
+    put(bytes, AT_READ_ONLY_COMPAT, &READ_ONLY_COMPAT_KNOWN.to_le_bytes());
+    // Compatible features may be dropped by a writer that does not know them.
+    put(bytes, AT_COMPAT, &0u64.to_le_bytes());
+    put(bytes, AT_POOL, record.pool.as_bytes());
+    put(bytes, AT_MEMBER, record.members[member.index()].uuid.as_bytes());
+    put(bytes, AT_SEQUENCE, &record.sequence.to_le_bytes());
+    put(bytes, AT_EPOCH, &record.history.epoch.to_le_bytes());
+    put(bytes, AT_COMMITS, &record.commits.to_le_bytes());
+    put(bytes, AT_JOURNAL_BYTES, &record.geometry.journal_bytes.to_le_bytes());
+    put(bytes, AT_SLOTS_OFFSET, &record.geometry.slots_offset.to_le_bytes());
+    put(bytes, AT_SLOT_BYTES, &record.geometry.slot_bytes.to_le_bytes());
+    bytes[AT_MEMBER_INDEX] = member.0;
+    bytes[AT_MEMBER_COUNT] = narrow(record.members.len());
+    bytes[AT_LAYOUT_COUNT] = narrow(record.layouts.len());
+    bytes[AT_HISTORY_COUNT] = narrow(record.history.ids.len());
+    bytes[AT_CLEAN] = u8::from(record.clean);
+    bytes[AT_HASH] = record.hash_algorithm;
+    put(bytes, AT_CURRENT_LAYOUT, &record.current_layout.0.to_le_bytes());
+    let engine_length = u16::try_from(record.engine_record.len()).expect("checked above");
+    put(bytes, AT_ENGINE_LENGTH, &engine_length.to_le_bytes());
+    for (n, row) in record.members.iter().enumerate() {
+        let at = AT_MEMBERS + n * MEMBER_ROW_BYTES;
+        put(bytes, at, row.uuid.as_bytes());
+        put(bytes, at + 16, &row.size_bytes.to_le_bytes());
+        put(bytes, at + 24, &row.changed_at.to_le_bytes());
+        put(bytes, at + 32, &row.slot_count.to_le_bytes());
+        bytes[at + 36] = row.standing.code();
+    }
+    for (n, layout) in record.layouts.iter().enumerate() {
+        let at = AT_LAYOUTS + n * LAYOUT_ROW_BYTES;
+        put(bytes, at, &layout.id.0.to_le_bytes());
+        bytes[at + 2] = layout.level.code();
+        bytes[at + 3] = narrow(layout.members.len());
+        put(bytes, at + 4, &layout.stripe_unit_bytes.to_le_bytes());
+        for (column, member) in layout.members.iter().enumerate() {
+            bytes[at + 16 + column] = member.0;
+        }
+    }
+    for (n, id) in record.history.ids.iter().enumerate() {
+        put(bytes, AT_HISTORY + n * UUID_BYTES, id.as_bytes());
+    }
+    put(bytes, AT_ENGINE, &record.engine_record);
+    let crc = crc32c::crc32c(&bytes[..AT_CRC]);
+    put(bytes, AT_CRC, &crc.to_le_bytes());
+}
+
+fn narrow(count: usize) -> u8 {
+    u8::try_from(count).expect("tables have at most 64 rows")
+}
+
+fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
+    bytes[at..at + field.len()].copy_from_slice(field);
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the slice has the array's length")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+fn uuid_at(bytes: &[u8], at: usize) -> Uuid {
+    Uuid::from_bytes(array_at(bytes, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A record that uses every field, always the same.
+    fn sample(level: Level, width: u8, engine_record: Vec<u8>) -> PoolRecord {
+        let geometry = Geometry::new(1 << 16, 4 * 65536);
+        let members = (0..width)
+            .map(|n| MemberRecord {
+                uuid: Uuid::from_u128(0x1000 + u128::from(n)),
+                size_bytes: geometry.size_for(u64::from(n) + 9),
+                slot_count: 9,
+                standing: if n == 0 { Standing::Failed } else { Standing::InSync },
+                changed_at: 3 + u64::from(n),
+            })
+            .collect();
+        let columns = (0..width).rev().map(MemberIndex).collect();
+        let layout = Layout::new(LayoutId(5), level, 65536, columns).unwrap();
+        let mut history = History::first(Uuid::from_u128(1));
+        history.push(Uuid::from_u128(2));
+        PoolRecord {
+            pool: Uuid::from_u128(0xabcd),
+            sequence: 77,
+            commits: 70,
+            history,
+            clean: true,
+            hash_algorithm: super::super::HASH_BLAKE3,
+            geometry,
+            current_layout: LayoutId(5),
+            layouts: vec![layout],
+            members,
+            engine_record,
+        }
+    }
+
+    fn bytes_of(record: &PoolRecord, member: u8) -> Vec<u8> {
+        let mut bytes = vec![0xaa; LENGTH];
+        encode(record, MemberIndex(member), &mut bytes);
+        bytes
+    }
+
+    fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
+        let crc = crc32c::crc32c(&bytes[..AT_CRC]);
+        put(&mut bytes, AT_CRC, &crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn every_level_and_width_round_trips() {
+        for level in Level::ALL {
+            for width in (1..=64).filter(|width| level.accepts(*width)) {
+                let width = u8::try_from(width).unwrap();
+                let record = sample(level, width, vec![9; usize::from(width)]);
+                let decoded = decode(&bytes_of(&record, width - 1), true).unwrap();
+                assert_eq!(decoded.record, record);
+                assert_eq!(decoded.member, MemberIndex(width - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_history_and_the_longest_engine_record_fit() {
+        let mut record = sample(Level::Raid6, 64, vec![7; ENGINE_RECORD_BYTES]);
+        for n in 0..100 {
+            record.history.push(Uuid::from_u128(1000 + n));
+        }
+        assert_eq!(record.history.ids.len(), HISTORY_MAX);
+        assert_eq!(record.history.epoch, 102);
+        assert!(record.history.descends_from(Uuid::from_u128(1068)));
+        assert!(!record.history.descends_from(Uuid::from_u128(1067)));
+        assert_eq!(decode(&bytes_of(&record, 0), true).unwrap().record, record);
+    }
+
+    #[test]
+    fn every_single_bit_damage_is_refused() {
+        let bytes = bytes_of(&sample(Level::Raid5, 4, vec![1, 2, 3]), 2);
+        let mut damaged = bytes.clone();
+        for bit in 0..bytes.len() * 8 {
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&damaged, false).is_err(), "bit {bit} does not matter");
+            damaged[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert!(decode(&damaged, false).is_ok());
+    }
+
+    #[test]
+    fn a_torn_superblock_is_refused() {
+        let old = bytes_of(&sample(Level::Raid5, 4, vec![1; 600]), 2);
+        let record = PoolRecord { sequence: 79, ..sample(Level::Raid5, 4, vec![2; 600]) };
+        let new = bytes_of(&record, 2);
+        for sectors in 1..16 {
+            let torn = [&new[..sectors * 512], &old[sectors * 512..]].concat();
+            let other = [&old[..sectors * 512], &new[sectors * 512..]].concat();
+            for bytes in [torn, other] {
+                assert!(bytes == old || bytes == new || decode(&bytes, true).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_features_are_refused_as_far_as_they_must() {
+        let good = bytes_of(&sample(Level::Raid1, 2, vec![]), 0);
+        let changed = |at: usize| {
+            let mut bytes = good.clone();
+            bytes[at + 3] = 1;
+            with_crc(bytes)
+        };
+        let never = Err(Absence::Newer { readable: false });
+        for writable in [false, true] {
+            assert_eq!(decode(&changed(AT_VERSION), writable), never);
+            assert_eq!(decode(&changed(AT_INCOMPAT), writable), never);
+            assert!(decode(&changed(AT_COMPAT), writable).is_ok());
+        }
+        let read_only = changed(AT_READ_ONLY_COMPAT);
+        assert!(decode(&read_only, false).is_ok());
+        assert_eq!(decode(&read_only, true), Err(Absence::Newer { readable: true }));
+    }
+
+    proptest! {
+        /// A checksum that matches does not excuse nonsense: nothing panics,
+        /// and what is accepted can be written and read back the same.
+        #[test]
+        fn forged_fields_never_panic(changes in prop::collection::vec((0..AT_ENGINE, any::<u8>()), 1..8)) {
+            let mut bytes = bytes_of(&sample(Level::Raid6, 5, vec![3; 40]), 1);
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            if let Ok(superblock) = decode(&with_crc(bytes), true) {
+                let again = bytes_of(&superblock.record, superblock.member.0);
+                prop_assert_eq!(decode(&again, true).unwrap(), superblock);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..LENGTH + 1)) {
+            prop_assert!(decode(&bytes, true).is_err());
+        }
+    }
+
+    /// The format's first version, byte for byte. The file is never edited;
+    /// a new version gets a new one.
+    #[test]
+    fn the_golden_image_is_what_is_written_and_read() {
+        let golden = include_bytes!("../../testdata/format/superblock-1.bin");
+        let mut record = sample(Level::Raid6, 5, (0..200).collect());
+        record.history.push(Uuid::from_u128(0x33));
+        assert_eq!(decode(golden, true).unwrap().record, record);
+        assert!(bytes_of(&record, 3) == golden, "the encoding has changed");
+    }
+}
