@@ -152,6 +152,12 @@ pub trait Disk: Send + Sync + 'static {
     /// What the disk is at this moment.
     fn info(&self) -> DiskInfo;
 
+    /// The size in bytes at this moment. Front ends ask before every batch, so
+    /// implementations should answer without building a whole [`DiskInfo`].
+    fn size(&self) -> u64 {
+        self.info().size
+    }
+
     /// Executes every request of the batch and sets its result. Blocks for
     /// cold reads and, under memory or space pressure, for the stripe writer;
     /// never for a flush.

@@ -1,0 +1,503 @@
+//! One connection, served by one thread: everything that has arrived is
+//! executed as one batch and answered with one write.
+//!
+//! ```text
+//!       ┌──────────────────────────────────────────────────────┐
+//!       v                                                      │
+//!   receive ──> plan ──> Disk::execute ──> Disk::flush ──> send ┘
+//!   (all that               (one batch)    (FLUSH, FUA:
+//!    is there)                              answered later by
+//!                                           the committer)
+//! ```
+//!
+//! A flush covers the writes of its own batch too, which is more than the
+//! protocol asks for.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tessera_engine::disk::{Disk, DiskError};
+
+use super::exports::CatalogExports;
+use super::handshake::{self, Outcome};
+use super::inbox::{Inbox, Received};
+use super::outbox::{MAX_IN_FLIGHT, Outbox, Wake};
+use super::plan::{End, Entry, MAX_REQUESTS, Plan, Work};
+use super::shared::Shared;
+use super::stats::add;
+use crate::protocol::reply::{self, Addressee};
+use crate::protocol::{ErrorCode, HeaderStyle, Terms};
+
+/// After this long without traffic a connection gives its buffers back, and
+/// stops hoping that the rest of a payload will come at once.
+const IDLE: Duration = Duration::from_millis(100);
+/// Batches worked off after the server has begun to shut down: what had arrived
+/// by then, even from a client that never stops sending.
+const DRAIN_BATCHES: u32 = 256;
+/// How long to wait for the client to close after the last reply.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Serves a client from greeting to end. Returns when its socket can be closed.
+pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>) {
+    match handshake::negotiate(shared, outbox) {
+        Ok(Outcome::Agreed(agreement, rest)) => {
+            let exports = CatalogExports::new(shared);
+            // It may have been deleted since it was described.
+            let Some(disk) = exports.open(&agreement.export.name) else {
+                return;
+            };
+            let terms = Terms {
+                style: agreement.style,
+                block_status: agreement.block_status,
+                read_only: agreement.export.read_only,
+                size: agreement.export.size,
+            };
+            tracing::debug!(export = agreement.export.name, ?terms, "connected");
+            let result = Connection {
+                shared,
+                outbox,
+                disk,
+                terms,
+                inbox: Inbox::new(&shared.pool, &rest),
+                plan: Plan::new(&shared.pool),
+                extra: Vec::new(),
+                waiting: Vec::new(),
+                drain_batches: DRAIN_BATCHES,
+            }
+            .run();
+            match result {
+                Ok(reason) => {
+                    tracing::debug!(export = agreement.export.name, ?reason, "disconnected");
+                }
+                Err(error) => {
+                    tracing::debug!(export = agreement.export.name, %error, "connection lost");
+                }
+            }
+        }
+        Ok(Outcome::Closed(reason)) => {
+            add(&shared.stats.handshakes_failed, 1);
+            tracing::debug!(?reason, "negotiation ended");
+            outbox.linger(LINGER);
+        }
+        Ok(outcome @ (Outcome::Gone | Outcome::TimedOut)) => {
+            add(&shared.stats.handshakes_failed, 1);
+            tracing::debug!(?outcome, "the client did not finish negotiation");
+        }
+        Err(error) => {
+            add(&shared.stats.handshakes_failed, 1);
+            tracing::debug!(%error, "connection lost during negotiation");
+        }
+    }
+}
+
+/// Why a connection ended in good order.
+#[derive(Debug)]
+enum Reason {
+    Client(End),
+    EndOfStream,
+    Draining,
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    outbox: &'a Arc<Outbox>,
+    disk: Arc<dyn Disk>,
+    terms: Terms,
+    inbox: Inbox,
+    plan: Plan,
+    /// Replies of unforeseen length: errors and extents.
+    extra: Vec<u8>,
+    /// Whom to answer when the flush of this batch is complete.
+    waiting: Vec<Addressee>,
+    drain_batches: u32,
+}
+
+/// Where a stretch of the answer lies.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Reply { at: usize, length: usize },
+    Extra { at: usize, length: usize },
+}
+
+impl Connection<'_> {
+    fn run(mut self) -> io::Result<Reason> {
+        let reason = self.serve_requests()?;
+        // Everything taken in is answered before the socket closes.
+        self.outbox.settle(0, self.shared.options.reply_timeout);
+        if !matches!(
+            reason,
+            Reason::Client(End::Disconnect) | Reason::EndOfStream
+        ) {
+            self.outbox.linger(LINGER);
+        }
+        Ok(reason)
+    }
+
+    fn serve_requests(&mut self) -> io::Result<Reason> {
+        let mut stalled = false;
+        loop {
+            while self.work_off(stalled)? {
+                stalled = false;
+            }
+            if let Some(end) = self.plan.end() {
+                return Ok(Reason::Client(end));
+            }
+            let draining = self.shared.is_draining();
+            if draining {
+                let Some(left) = self.drain_batches.checked_sub(1) else {
+                    return Ok(Reason::Draining);
+                };
+                self.drain_batches = left;
+            }
+            match self.inbox.receive(self.outbox)? {
+                Received::Bytes => {}
+                Received::End => return Ok(Reason::EndOfStream),
+                Received::Nothing => {
+                    if draining && self.inbox.bytes().is_empty() && !self.plan.is_midway() {
+                        return Ok(Reason::Draining);
+                    }
+                    stalled = self.wait()?;
+                }
+            }
+        }
+    }
+
+    /// Waits for the client or a wake-up. `true` if the client has been silent
+    /// for a while.
+    fn wait(&mut self) -> io::Result<bool> {
+        let spare = self.inbox.holds_spare() || self.plan.holds_spare();
+        let timeout = if spare { Some(IDLE) } else { None };
+        match self.outbox.wait(timeout)? {
+            Wake::Readable => Ok(false),
+            Wake::Woken => {
+                if self.outbox.has_pending() {
+                    self.outbox
+                        .send(&mut [], self.shared.options.reply_timeout)?;
+                }
+                Ok(false)
+            }
+            Wake::TimedOut => {
+                self.inbox.shrink();
+                self.plan.shrink();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Executes and answers one batch of what has arrived; `false` if there was
+    /// none.
+    fn work_off(&mut self, stalled: bool) -> io::Result<bool> {
+        if self.inbox.bytes().is_empty() && !self.plan.is_midway() {
+            return Ok(false);
+        }
+        // Sizes change while clients are connected.
+        self.terms.size = self.disk.size();
+        let progress = self.plan.fill(&mut self.inbox, &self.terms, stalled);
+        if self.plan.entries().is_empty() {
+            return Ok(progress);
+        }
+        let disk = &self.disk;
+        self.plan
+            .execute(&self.inbox, self.terms.style, |batch| disk.execute(batch));
+        self.answer()?;
+        self.plan.clear();
+        Ok(true)
+    }
+
+    fn answer(&mut self) -> io::Result<()> {
+        let style = self.terms.style;
+        let mut parts = Parts::default();
+        let mut counts = Counts::default();
+        self.extra.clear();
+        let (entries, reply) = self.plan.parts_mut();
+        for entry in entries.iter() {
+            counts.see(entry);
+            let begin = self.extra.len();
+            let code = match &entry.result {
+                Ok(()) => write_success(entry, style, reply, &mut parts, &mut self.waiting),
+                Err(_) if is_inner_piece(entry) => continue,
+                Err(error) => Err(Failure::Disk(error)),
+            };
+            let failure = match code {
+                Ok(Answered::Done) => continue,
+                Ok(Answered::EmptyRead) => {
+                    reply::empty_read(&mut self.extra, style, entry.to);
+                    None
+                }
+                Ok(Answered::Status {
+                    offset,
+                    length,
+                    most,
+                }) => status(
+                    &*self.disk,
+                    &mut self.extra,
+                    style,
+                    entry.to,
+                    offset,
+                    length,
+                    most,
+                )
+                .err(),
+                Err(Failure::Disk(error)) => Some(error.clone()),
+                Err(Failure::Refused(code)) => {
+                    counts.errors += 1;
+                    let message = refusal_text(code);
+                    reply::error(&mut self.extra, style, entry.to, code, message);
+                    None
+                }
+            };
+            if let Some(error) = failure {
+                counts.errors += 1;
+                let code = ErrorCode::from_disk(&error, entry.is_writing());
+                reply::error(&mut self.extra, style, entry.to, code, &error.to_string());
+            }
+            parts.push(Part::Extra {
+                at: begin,
+                length: self.extra.len() - begin,
+            });
+        }
+        counts.add_to(&self.shared.stats);
+        // Before sending, so that the commit starts a moment earlier.
+        self.flush();
+        let slices = |part: &Part| match *part {
+            Part::Reply { at, length } => IoSlice::new(&self.plan.reply()[at..at + length]),
+            Part::Extra { at, length } => IoSlice::new(&self.extra[at..at + length]),
+        };
+        let deadline = self.shared.options.reply_timeout;
+        match parts.0.as_slice() {
+            [] => {}
+            [one] => self.outbox.send(&mut [slices(one)], deadline)?,
+            many => {
+                let mut many: Vec<_> = many.iter().map(slices).collect();
+                self.outbox.send(&mut many, deadline)?;
+            }
+        }
+        if self.extra.capacity() > EXTRA_KEPT_BYTES {
+            self.extra = Vec::new();
+        }
+        let room_for_batch = MAX_IN_FLIGHT - MAX_REQUESTS;
+        if self.outbox.in_flight() > room_for_batch
+            && !self
+                .outbox
+                .settle(room_for_batch, self.shared.options.reply_timeout)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "Flushes take too long",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Asks the disk for one flush on behalf of everybody who waits for one.
+    fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        let style = self.terms.style;
+        let outbox = Arc::clone(self.outbox);
+        let stats = Arc::clone(&self.shared.stats);
+        add(&stats.flushes, 1);
+        outbox.begin(waiting.len());
+        self.disk.flush(Box::new(move |result| {
+            let each = reply::success_bytes(style);
+            match result {
+                Ok(()) => {
+                    let mut few = [0; 4 * reply::EXTENDED_BYTES];
+                    let mut many = Vec::new();
+                    let replies = match few.get_mut(..each * waiting.len()) {
+                        Some(few) => few,
+                        None => {
+                            many.resize(each * waiting.len(), 0);
+                            &mut many[..]
+                        }
+                    };
+                    for (to, out) in waiting.iter().zip(replies.chunks_exact_mut(each)) {
+                        reply::success(out, style, *to);
+                    }
+                    outbox.complete(replies, waiting.len());
+                }
+                Err(error) => {
+                    add(&stats.errors, waiting.len() as u64);
+                    let code = ErrorCode::from_disk(&error, true);
+                    let text = error.to_string();
+                    let mut replies = Vec::new();
+                    for to in &waiting {
+                        reply::error(&mut replies, style, *to, code, &text);
+                    }
+                    outbox.complete(&replies, waiting.len());
+                }
+            }
+        }));
+    }
+}
+
+/// Extra replies longer than this are not kept in memory for the next batch.
+const EXTRA_KEPT_BYTES: usize = 16 << 10;
+
+enum Answered {
+    Done,
+    EmptyRead,
+    Status {
+        offset: u64,
+        length: u64,
+        most: usize,
+    },
+}
+
+enum Failure<'a> {
+    Disk(&'a DiskError),
+    Refused(ErrorCode),
+}
+
+/// Not the last piece of a long write: its request is answered at the end.
+fn is_inner_piece(entry: &Entry) -> bool {
+    matches!(entry.work, Work::Write { last: false, .. })
+}
+
+fn write_success<'a>(
+    entry: &'a Entry,
+    style: HeaderStyle,
+    reply: &mut [u8],
+    parts: &mut Parts,
+    waiting: &mut Vec<Addressee>,
+) -> Result<Answered, Failure<'a>> {
+    match entry.work {
+        Work::Read {
+            offset,
+            length,
+            last,
+        } => {
+            let header = reply::data_header_bytes(style);
+            let out = &mut reply[entry.at..entry.at + header];
+            reply::data_header(out, style, entry.to, offset, length, last);
+            parts.push(Part::Reply {
+                at: entry.at,
+                length: header + length,
+            });
+        }
+        Work::Write { last: false, .. } => {}
+        Work::Flush => waiting.push(entry.to),
+        Work::Write { .. }
+        | Work::Trim { .. }
+        | Work::Zero { .. }
+        | Work::Cache { .. }
+        | Work::Nothing => {
+            if entry.fua {
+                waiting.push(entry.to);
+            } else {
+                let length = reply::success_bytes(style);
+                reply::success(&mut reply[entry.at..entry.at + length], style, entry.to);
+                parts.push(Part::Reply {
+                    at: entry.at,
+                    length,
+                });
+            }
+        }
+        Work::ReadNothing => return Ok(Answered::EmptyRead),
+        Work::Status {
+            offset,
+            length,
+            most,
+        } => {
+            return Ok(Answered::Status {
+                offset,
+                length,
+                most,
+            });
+        }
+        Work::Refuse(code) => return Err(Failure::Refused(code)),
+    }
+    Ok(Answered::Done)
+}
+
+fn status(
+    disk: &dyn Disk,
+    out: &mut Vec<u8>,
+    style: HeaderStyle,
+    to: Addressee,
+    offset: u64,
+    length: u64,
+    most: usize,
+) -> Result<(), DiskError> {
+    let extents = disk.extents(offset, length, most)?;
+    if extents.is_empty() {
+        return Err(DiskError::Io(
+            "The disk names no extents for the range".into(),
+        ));
+    }
+    reply::block_status(out, style, to, &extents);
+    Ok(())
+}
+
+fn refusal_text(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::Perm => "The export is read-only",
+        ErrorCode::NoSpace => "The range lies beyond the end of the export",
+        ErrorCode::Overflow => "The read is longer than 32 MiB",
+        ErrorCode::Invalid => {
+            "The command, its flags, its range or its length is not valid for this export"
+        }
+        ErrorCode::Io | ErrorCode::NotSupported | ErrorCode::Shutdown => "The request failed",
+    }
+}
+
+/// The answer in order; stretches that touch are one.
+#[derive(Default)]
+struct Parts(Vec<Part>);
+
+impl Parts {
+    fn push(&mut self, part: Part) {
+        match (self.0.last_mut(), part) {
+            (
+                Some(Part::Reply { at, length }),
+                Part::Reply {
+                    at: next,
+                    length: more,
+                },
+            )
+            | (
+                Some(Part::Extra { at, length }),
+                Part::Extra {
+                    at: next,
+                    length: more,
+                },
+            ) if *at + *length == next => *length += more,
+            _ => self.0.push(part),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    requests: u64,
+    read: u64,
+    written: u64,
+    errors: u64,
+}
+
+impl Counts {
+    fn see(&mut self, entry: &Entry) {
+        match entry.work {
+            Work::Read { length, last, .. } => {
+                self.requests += u64::from(last);
+                self.read += length as u64;
+            }
+            Work::Write { length, last, .. } => {
+                self.requests += u64::from(last);
+                self.written += length as u64;
+            }
+            _ => self.requests += 1,
+        }
+    }
+
+    fn add_to(&self, stats: &super::stats::Stats) {
+        add(&stats.batches, 1);
+        add(&stats.requests, self.requests);
+        add(&stats.bytes_read, self.read);
+        add(&stats.bytes_written, self.written);
+        add(&stats.errors, self.errors);
+    }
+}

@@ -1,0 +1,685 @@
+//! The plan of one batch: which complete requests have arrived, where their
+//! payloads lie, and where in the reply buffer their answers go.
+//!
+//! ```text
+//! inbox   [hdr][payload.......][hdr][hdr][payload....   (rest of it not here yet)
+//!              └──┐ executed in place
+//! reply   [hdr][hdr][data read by the disk...][hdr]      one write to the socket
+//! ```
+//!
+//! A batch is bounded by requests and by reply bytes. Requests larger than a
+//! buffer are worked off in pieces, so that the memory of a connection is
+//! bounded whatever its client asks for: a long write as it arrives, a long
+//! read as several chunks where the header style has chunks. Pieces end on
+//! 64 KiB boundaries of the disk, so no chunk is written in parts.
+
+use std::sync::Arc;
+
+use tessera_engine::disk::{DiskError, Operation, Request};
+
+use super::buffers::{Buffer, BufferPool};
+use super::inbox::Inbox;
+use crate::protocol::constants::{MAX_DRAIN_BYTES, MAX_EXTENTS, MAX_PAYLOAD_BYTES};
+use crate::protocol::reply::{self, Addressee};
+use crate::protocol::request::{self, Action, Parsed, RequestHeader, Terms};
+use crate::protocol::{ErrorCode, HeaderStyle};
+
+/// Most requests in one batch.
+pub(crate) const MAX_REQUESTS: usize = 128;
+/// Payloads up to this length are executed whole. Fits a small buffer.
+const WHOLE_BYTES: u64 = 64 << 10;
+/// An incomplete write is worked off once this much of it is here.
+const PIECE_BYTES: usize = 256 << 10;
+/// Where pieces end: a multiple of every chunk size.
+const PIECE_ALIGN: u64 = 64 << 10;
+/// Where they end if that leaves nothing.
+const PIECE_ALIGN_MIN: u64 = 4 << 10;
+
+/// What one entry of a plan does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Read `length` bytes into the reply buffer; `last` ends the reply.
+    Read {
+        offset: u64,
+        length: usize,
+        last: bool,
+    },
+    /// Write bytes that lie at `at` in the inbox; `last` ends the request.
+    Write {
+        offset: u64,
+        at: usize,
+        length: usize,
+        last: bool,
+    },
+    /// Forget a range.
+    Trim { offset: u64, length: u64 },
+    /// Zero a range.
+    Zero {
+        offset: u64,
+        length: u64,
+        keep_allocated: bool,
+    },
+    /// Bring a range into the cache.
+    Cache { offset: u64, length: u64 },
+    /// Tell what a range is made of.
+    Status {
+        offset: u64,
+        length: u64,
+        most: usize,
+    },
+    /// Make everything durable.
+    Flush,
+    /// Succeed: a range of no bytes, or the end of a request worked off before.
+    Nothing,
+    /// Succeed in reading no bytes.
+    ReadNothing,
+    /// Fail.
+    Refuse(ErrorCode),
+}
+
+/// One request, or one piece of one, in a batch.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Whom to answer.
+    pub(crate) to: Addressee,
+    /// What to do.
+    pub(crate) work: Work,
+    /// Where the header of the answer goes in the reply buffer.
+    pub(crate) at: usize,
+    /// Answer only once it is durable.
+    pub(crate) fua: bool,
+    /// What came of it.
+    pub(crate) result: Result<(), DiskError>,
+}
+
+impl Entry {
+    /// Whether this entry modifies the disk's contents.
+    pub(crate) fn is_writing(&self) -> bool {
+        matches!(self.work, Work::Write { .. } | Work::Nothing)
+    }
+
+    fn is_request(&self) -> bool {
+        matches!(
+            self.work,
+            Work::Read { .. }
+                | Work::Write { .. }
+                | Work::Trim { .. }
+                | Work::Zero { .. }
+                | Work::Cache { .. }
+        )
+    }
+}
+
+/// A request that has begun and goes on with the next bytes.
+#[derive(Debug)]
+enum Payload {
+    /// A write executed in pieces.
+    Write {
+        to: Addressee,
+        fua: bool,
+        offset: u64,
+        left: u64,
+        error: Option<DiskError>,
+    },
+    /// A payload that is thrown away before the request is refused.
+    Skip {
+        to: Addressee,
+        code: ErrorCode,
+        left: u64,
+    },
+}
+
+/// A read answered in several chunks.
+#[derive(Debug)]
+struct LongRead {
+    to: Addressee,
+    offset: u64,
+    left: u64,
+}
+
+/// Why the stream of requests ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The client said goodbye.
+    Disconnect,
+    /// The bytes are no request.
+    BadMagic(u32),
+    /// A payload too long even to be thrown away.
+    PayloadTooLong(u64),
+}
+
+/// The state between batches and the entries of the present one.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pool: Arc<BufferPool>,
+    entries: Vec<Entry>,
+    reply: Option<Buffer>,
+    reply_used: usize,
+    payload: Option<Payload>,
+    long_read: Option<LongRead>,
+    end: Option<End>,
+}
+
+impl Plan {
+    pub(crate) fn new(pool: &Arc<BufferPool>) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            entries: Vec::new(),
+            reply: None,
+            reply_used: 0,
+            payload: None,
+            long_read: None,
+            end: None,
+        }
+    }
+
+    /// The entries of the batch, in order.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The reply buffer.
+    pub(crate) fn reply(&self) -> &[u8] {
+        self.reply.as_deref().unwrap_or(&[])
+    }
+
+    /// Entries together with the buffer their headers are written to.
+    pub(crate) fn parts_mut(&mut self) -> (&mut [Entry], &mut [u8]) {
+        (
+            &mut self.entries,
+            self.reply.as_deref_mut().unwrap_or(&mut []),
+        )
+    }
+
+    /// Why there will be no further batch.
+    pub(crate) fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// Whether a request has begun and not ended.
+    pub(crate) fn is_midway(&self) -> bool {
+        self.payload.is_some() || self.long_read.is_some()
+    }
+
+    /// Gives back the reply buffer. Not between planning and sending.
+    pub(crate) fn shrink(&mut self) {
+        self.reply = None;
+    }
+
+    /// Whether there is a reply buffer to give back.
+    pub(crate) fn holds_spare(&self) -> bool {
+        self.reply.is_some()
+    }
+
+    /// Drops the entries of the batch that has been answered.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.reply_used = 0;
+        if self.reply.as_ref().is_some_and(Buffer::is_large) {
+            self.reply = None;
+        }
+    }
+
+    /// Plans a batch of what has arrived. `false` when nothing can be done
+    /// without more bytes. `stalled` says that they may be long in coming.
+    pub(crate) fn fill(&mut self, inbox: &mut Inbox, terms: &Terms, stalled: bool) -> bool {
+        if self.reply.is_none() {
+            self.reply = Some(self.pool.small());
+        }
+        let mut progress = self.go_on_reading(terms.style);
+        while self.end.is_none()
+            && self.long_read.is_none()
+            && self.entries.len() < MAX_REQUESTS
+            && self.room() >= reply::MAX_DATA_HEADER_BYTES
+        {
+            let went_on = match self.payload.take() {
+                Some(payload) => self.go_on_with(payload, inbox, terms.style, stalled),
+                None => self.next(inbox, terms),
+            };
+            if !went_on {
+                break;
+            }
+            progress = true;
+            if matches!(
+                self.entries.last(),
+                Some(Entry {
+                    work: Work::Status { most: 2.., .. },
+                    ..
+                })
+            ) {
+                // Its answer may be long: one a batch bounds the memory.
+                break;
+            }
+        }
+        progress
+    }
+
+    fn room(&self) -> usize {
+        self.reply().len() - self.reply_used
+    }
+
+    fn push(&mut self, to: Addressee, work: Work, fua: bool, reply_bytes: usize) {
+        let at = self.reply_used;
+        self.reply_used += reply_bytes;
+        self.entries.push(Entry {
+            to,
+            work,
+            at,
+            fua,
+            result: Ok(()),
+        });
+    }
+
+    /// Takes in the next request; `false` if it is not complete or has no room.
+    fn next(&mut self, inbox: &mut Inbox, terms: &Terms) -> bool {
+        let style = terms.style;
+        let header = match request::parse(style, inbox.bytes()) {
+            Parsed::Incomplete => return false,
+            Parsed::Header(header) => header,
+            Parsed::BadMagic(magic) => {
+                self.end = Some(End::BadMagic(magic));
+                return false;
+            }
+        };
+        let header_bytes = request::header_bytes(style);
+        let payload = header.payload_bytes(style);
+        if payload > MAX_DRAIN_BYTES {
+            self.end = Some(End::PayloadTooLong(payload));
+            return false;
+        }
+        let to = Addressee {
+            cookie: header.cookie,
+            offset: header.offset,
+        };
+        let action = terms.validate(&header);
+        let arrived = inbox.bytes().len() - header_bytes;
+        let (offset, length) = (header.offset, header.length);
+        let success = reply::success_bytes(style);
+        match action {
+            Ok(Action::Write { fua }) => {
+                let Some(length) = arrived_whole(payload, arrived) else {
+                    if payload <= WHOLE_BYTES {
+                        return false;
+                    }
+                    inbox.consume(header_bytes);
+                    self.payload = Some(Payload::Write {
+                        to,
+                        fua,
+                        offset,
+                        left: payload,
+                        error: None,
+                    });
+                    return true;
+                };
+                inbox.consume(header_bytes);
+                let at = inbox.consume(length);
+                let work = match length {
+                    0 => Work::Nothing,
+                    _ => Work::Write {
+                        offset,
+                        at,
+                        length,
+                        last: true,
+                    },
+                };
+                self.push(to, work, fua, success);
+            }
+            Ok(Action::BlockStatusQuery { one }) => {
+                let Some(length) = arrived_whole(payload, arrived) else {
+                    return false;
+                };
+                inbox.consume(header_bytes);
+                let at = inbox.consume(length);
+                let work = match terms.query(offset, inbox.slice(at, length)) {
+                    Ok(length) => Work::Status {
+                        offset,
+                        length,
+                        most: most_extents(one),
+                    },
+                    Err(code) => Work::Refuse(code),
+                };
+                self.push(to, work, false, 0);
+            }
+            Ok(Action::Disconnect) => {
+                self.end = Some(End::Disconnect);
+                return false;
+            }
+            Ok(Action::Read { whole }) => {
+                if !self.place_read(&header, whole, style) {
+                    return false;
+                }
+                inbox.consume(header_bytes);
+            }
+            Ok(action) => {
+                inbox.consume(header_bytes);
+                let (work, fua) = match action {
+                    Action::Flush => (Work::Flush, false),
+                    Action::Trim { fua } if length == 0 => (Work::Nothing, fua),
+                    Action::Trim { fua } => (Work::Trim { offset, length }, fua),
+                    Action::WriteZeroes { fua, .. } if length == 0 => (Work::Nothing, fua),
+                    Action::WriteZeroes {
+                        fua,
+                        keep_allocated,
+                    } => (
+                        Work::Zero {
+                            offset,
+                            length,
+                            keep_allocated,
+                        },
+                        fua,
+                    ),
+                    Action::Cache if length == 0 => (Work::Nothing, false),
+                    Action::Cache => {
+                        // A hint may be taken in part, but must not hold up
+                        // the requests behind it.
+                        let length = length.min(MAX_PAYLOAD_BYTES);
+                        (Work::Cache { offset, length }, false)
+                    }
+                    Action::BlockStatus { one } => (
+                        Work::Status {
+                            offset,
+                            length,
+                            most: most_extents(one),
+                        },
+                        false,
+                    ),
+                    Action::Read { .. }
+                    | Action::Write { .. }
+                    | Action::Disconnect
+                    | Action::BlockStatusQuery { .. } => unreachable!("matched above"),
+                };
+                self.push(to, work, fua, success);
+            }
+            Err(code) => {
+                inbox.consume(header_bytes);
+                if payload == 0 {
+                    self.push(to, refusal(&header, code), false, 0);
+                } else {
+                    self.payload = Some(Payload::Skip {
+                        to,
+                        code,
+                        left: payload,
+                    });
+                }
+            }
+        }
+        true
+    }
+
+    /// Works off what has arrived of a payload; `false` if that is not enough.
+    fn go_on_with(
+        &mut self,
+        payload: Payload,
+        inbox: &mut Inbox,
+        style: HeaderStyle,
+        stalled: bool,
+    ) -> bool {
+        let arrived = inbox.bytes().len();
+        match payload {
+            Payload::Skip { to, code, left } => {
+                let Some(count) = arrived_whole(left, arrived) else {
+                    inbox.consume(arrived);
+                    let left = left - arrived as u64;
+                    self.payload = Some(Payload::Skip { to, code, left });
+                    return arrived != 0;
+                };
+                inbox.consume(count);
+                self.push(to, Work::Refuse(code), false, 0);
+                true
+            }
+            Payload::Write {
+                to,
+                fua,
+                offset,
+                left,
+                error,
+            } => {
+                let whole = arrived_whole(left, arrived);
+                let length = match whole {
+                    Some(length) => length,
+                    None if arrived >= PIECE_BYTES || stalled || inbox.is_full() => {
+                        piece(offset, arrived, !stalled)
+                    }
+                    None => 0,
+                };
+                if length == 0 {
+                    self.payload = Some(Payload::Write {
+                        to,
+                        fua,
+                        offset,
+                        left,
+                        error,
+                    });
+                    return false;
+                }
+                let at = inbox.consume(length);
+                let last = whole.is_some();
+                let length64 = length as u64;
+                if !last {
+                    self.payload = Some(Payload::Write {
+                        to,
+                        fua,
+                        offset: offset + length64,
+                        left: left - length64,
+                        error: error.clone(),
+                    });
+                }
+                let reply_bytes = if last { reply::success_bytes(style) } else { 0 };
+                match error {
+                    // It has failed already: the rest is only taken off the wire.
+                    Some(error) => {
+                        if last {
+                            self.push(to, Work::Nothing, fua, reply_bytes);
+                            self.entries.last_mut().expect("just pushed").result = Err(error);
+                        }
+                    }
+                    None => {
+                        self.push(
+                            to,
+                            Work::Write {
+                                offset,
+                                at,
+                                length,
+                                last,
+                            },
+                            fua,
+                            reply_bytes,
+                        );
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    /// Finds room for the answer to a read; `false` if it has to wait for the
+    /// next batch.
+    fn place_read(&mut self, header: &RequestHeader, whole: bool, style: HeaderStyle) -> bool {
+        let to = Addressee {
+            cookie: header.cookie,
+            offset: header.offset,
+        };
+        let length = usize::try_from(header.length).expect("at most 32 MiB after validation");
+        if length == 0 {
+            self.push(to, Work::ReadNothing, false, 0);
+            return true;
+        }
+        let needed = reply::data_header_bytes(style) + length;
+        if needed > self.room()
+            && self.reply.as_ref().is_some_and(Buffer::is_small)
+            && let Some(window) = self.pool.window()
+        {
+            // Nothing is in the old one yet: headers are written after execution.
+            self.reply = Some(window);
+        }
+        if needed > self.room() {
+            if !self.entries.is_empty() {
+                return false;
+            }
+            if style != HeaderStyle::Simple && !whole {
+                self.long_read = Some(LongRead {
+                    to,
+                    offset: header.offset,
+                    left: header.length,
+                });
+                return self.go_on_reading(style);
+            }
+            // Given back first: nobody waits for one buffer while holding another.
+            self.reply = None;
+            self.reply = Some(self.pool.large(needed));
+        }
+        let work = Work::Read {
+            offset: header.offset,
+            length,
+            last: true,
+        };
+        self.push(to, work, false, needed);
+        true
+    }
+
+    /// Plans the next chunk of a long read, if there is one.
+    fn go_on_reading(&mut self, style: HeaderStyle) -> bool {
+        let Some(LongRead { to, offset, left }) = self.long_read.take() else {
+            return false;
+        };
+        let header_bytes = reply::data_header_bytes(style);
+        let room = self.room() - header_bytes;
+        let (length, last) = match arrived_whole(left, room) {
+            Some(length) => (length, true),
+            None => (piece(offset, room, true), false),
+        };
+        if !last {
+            let length = length as u64;
+            self.long_read = Some(LongRead {
+                to,
+                offset: offset + length,
+                left: left - length,
+            });
+        }
+        self.push(
+            to,
+            Work::Read {
+                offset,
+                length,
+                last,
+            },
+            false,
+            header_bytes + length,
+        );
+        true
+    }
+
+    /// Hands the batch to `execute` as requests that point into the inbox and
+    /// the reply buffer, and keeps the results.
+    pub(crate) fn execute(
+        &mut self,
+        inbox: &Inbox,
+        style: HeaderStyle,
+        execute: impl FnOnce(&mut [Request<'_>]),
+    ) {
+        let header_bytes = reply::data_header_bytes(style);
+        let mut rest = self.reply.as_deref_mut().unwrap_or(&mut []);
+        let mut rest_at = 0;
+        let mut batch = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let operation = match entry.work {
+                Work::Read { offset, length, .. } => {
+                    let skipped = entry.at + header_bytes - rest_at;
+                    let (buffer, behind) =
+                        std::mem::take(&mut rest)[skipped..].split_at_mut(length);
+                    rest = behind;
+                    rest_at = entry.at + header_bytes + length;
+                    Operation::Read { offset, buffer }
+                }
+                Work::Write {
+                    offset, at, length, ..
+                } => Operation::Write {
+                    offset,
+                    data: inbox.slice(at, length),
+                },
+                Work::Trim { offset, length } => Operation::Discard { offset, length },
+                Work::Zero {
+                    offset,
+                    length,
+                    keep_allocated,
+                } => Operation::WriteZeroes {
+                    offset,
+                    length,
+                    keep_allocated,
+                },
+                Work::Cache { offset, length } => Operation::Prefetch { offset, length },
+                Work::Status { .. }
+                | Work::Flush
+                | Work::Nothing
+                | Work::ReadNothing
+                | Work::Refuse(_) => continue,
+            };
+            batch.push(Request::new(operation));
+        }
+        if batch.is_empty() {
+            return;
+        }
+        execute(&mut batch);
+        let results = batch.into_iter().map(|request| request.result);
+        let requests = self.entries.iter_mut().filter(|entry| entry.is_request());
+        for (entry, result) in requests.zip(results) {
+            entry.result = result;
+        }
+        self.note_failed_pieces();
+    }
+
+    /// A piece that failed fails its request: a write when the rest has been
+    /// taken off the wire, a read at once.
+    fn note_failed_pieces(&mut self) {
+        for entry in &self.entries {
+            let Err(failure) = &entry.result else {
+                continue;
+            };
+            match entry.work {
+                Work::Write { last: false, .. } => {
+                    if let Some(Payload::Write { error, .. }) = &mut self.payload {
+                        *error = Some(failure.clone());
+                    }
+                }
+                Work::Read { last: false, .. } => self.long_read = None,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn most_extents(one: bool) -> usize {
+    if one { 1 } else { MAX_EXTENTS }
+}
+
+fn refusal(header: &RequestHeader, code: ErrorCode) -> Work {
+    // Kept apart so that a reader finds the one place where refusals are made.
+    tracing::debug!(?header, ?code, "refused a request");
+    Work::Refuse(code)
+}
+
+/// `wanted`, if that much is there.
+fn arrived_whole(wanted: u64, there: usize) -> Option<usize> {
+    usize::try_from(wanted)
+        .ok()
+        .filter(|wanted| *wanted <= there)
+}
+
+/// How many of `there` bytes at `offset` make a piece that ends on a boundary.
+/// With `must`, a finer boundary is taken rather than none.
+fn piece(offset: u64, there: usize, must: bool) -> usize {
+    let end = offset + there as u64;
+    let down = |align: u64| usize::try_from((end / align * align).saturating_sub(offset));
+    match down(PIECE_ALIGN) {
+        Ok(0) if must => match down(PIECE_ALIGN_MIN) {
+            Ok(0) => there,
+            Ok(length) => length,
+            Err(_) => there,
+        },
+        Ok(length) => length,
+        Err(_) => there,
+    }
+}
+
+#[cfg(test)]
+mod tests;
