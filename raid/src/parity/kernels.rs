@@ -1,6 +1,15 @@
 //! The loops over bytes, in as many versions as there are instruction sets.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod ssse3;
+mod vector;
+
+use std::sync::LazyLock;
 
 /// One implementation. All slices of a call have equal lengths.
 pub(super) struct Kernels {
@@ -16,7 +25,22 @@ pub(super) struct Kernels {
     pub(super) combine: fn(terms: &[(u8, &[u8])], target: &mut [u8]),
 }
 
+/// Every implementation that this processor runs, the fastest first.
+pub(super) fn available() -> Vec<&'static Kernels> {
+    let mut all: Vec<&'static Kernels> = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        all.extend(avx2::detect());
+        all.extend(ssse3::detect());
+    }
+    #[cfg(target_arch = "aarch64")]
+    all.extend(neon::detect());
+    all.push(&scalar::KERNELS);
+    all
+}
+
 /// The fastest implementation that this processor runs.
 pub(super) fn best() -> &'static Kernels {
-    &scalar::KERNELS
+    static BEST: LazyLock<&'static Kernels> = LazyLock::new(|| available()[0]);
+    &BEST
 }
