@@ -1,0 +1,43 @@
+# Every target does whatever set-up is missing first (scripts/setup.sh).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install missing system packages (as root), or name them
+	scripts/setup.sh
+
+.PHONY: build
+build: ## Build the tessera binary and print its path
+	@scripts/build.sh
+
+.PHONY: demo
+demo: ## See a pool deduplicate, be killed, lose a disk and give everything back
+	@scripts/demo.sh
+
+.PHONY: test
+test: ## Run all tests
+	scripts/test.sh
+
+.PHONY: lint
+lint: ## Check formatting, clippy and documentation
+	scripts/lint.sh
+
+.PHONY: bench
+bench: ## Compare with qemu-nbd and nbdkit under fio (BENCH="--quick" for a short run)
+	@scripts/bench.sh $(BENCH)
+
+.PHONY: microbench
+microbench: ## Measure hashing, parity, index and codecs on their own
+	. scripts/env.sh && scripts/setup.sh build && cargo bench --locked --workspace --benches
+
+.PHONY: vm-test
+vm-test: ## Boot a virtual machine whose disk is an export (needs scripts/vm-test.sh)
+	scripts/vm-test.sh
+
+.PHONY: soak
+soak: ## Run the randomised tests for long (needs scripts/soak.sh)
+	scripts/soak.sh

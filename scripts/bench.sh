@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Compares a served pool with qemu-nbd and nbdkit under fio; see
+# benches/compare.py --help for what it measures and its options.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+scripts/setup.sh bench
+[[ -x $TESSERA && -n ${TESSERA_PREBUILT:-} ]] || TESSERA=$(scripts/build.sh)
+exec /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@"

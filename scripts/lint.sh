@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The gates besides the tests: formatting, clippy and documentation, warnings
+# denied, all in the one profile everything uses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+scripts/setup.sh build
+cargo fmt --check
+cargo clippy --release --locked --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --workspace

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs all tests. Arguments go to the test runner, such as a name to filter by.
+#
+# Tests that drive outside tools skip with a message where a tool is missing;
+# with CI=true a missing tool is a failure.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+scripts/setup.sh test
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --release --locked --workspace --no-fail-fast "$@"
+    # Examples in the documentation, which nextest does not run.
+    (( $# )) || cargo test --release --locked --workspace --doc
+else
+    cargo test --release --locked --workspace --no-fail-fast -- "$@"
+fi
