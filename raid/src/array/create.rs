@@ -23,8 +23,8 @@ use crate::{
     layout::{Layout, SegmentGeometry},
     member::{Devices, OpenMember, open_members, places, refuse_used},
     superblock::{
-        Geometry, HASH_BLAKE3, History, MemberRecord, PoolRecord, SUPERBLOCK_AREA_BYTES,
-        SUPERBLOCK_BYTES, Standing, encode,
+        Geometry, HASH_BLAKE3, History, MemberRecord, PoolRecord, SEGMENT_DATA_BYTES_END,
+        SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, encode,
     },
     witness::Witness,
 };
@@ -32,8 +32,6 @@ use crate::{
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const DEFAULT_JOURNAL_MIN: u64 = 4 << 20;
 const DEFAULT_JOURNAL_MAX: u64 = 256 << 20;
-/// A position in a segment has 24 bits (design section 6).
-const SEGMENT_DATA_BYTES_END: u32 = 1 << 24;
 
 impl Array {
     /// Makes a new array and opens it for writing, clean.
@@ -129,7 +127,7 @@ fn layout_of(spec: &CreateSpec) -> Result<Layout, RaidError> {
 
 fn segment_of(layout: &Layout, target: u32) -> Result<SegmentGeometry, RaidError> {
     let stripe = layout.stripe_data_bytes();
-    if stripe >= SEGMENT_DATA_BYTES_END {
+    if u64::from(stripe) >= SEGMENT_DATA_BYTES_END {
         return Err(invalid(format!(
             "A stripe of {stripe} bytes of data is too large; use a smaller stripe unit"
         )));
@@ -138,7 +136,7 @@ fn segment_of(layout: &Layout, target: u32) -> Result<SegmentGeometry, RaidError
         return Err(invalid(format!("Segments of {target} bytes are too large")));
     }
     // Positions stay below 2^24, so a target of exactly that loses a stripe.
-    let target = target.min(SEGMENT_DATA_BYTES_END - 1);
+    let target = target.min(Sizes::SEGMENT_DATA_BYTES_MAX - 1);
     Ok(SegmentGeometry::new(layout, target))
 }
 

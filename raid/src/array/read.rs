@@ -3,9 +3,10 @@
 //! A request is cut at stripe units. Each round plans every piece that is not
 //! there yet (from one member, or by solving for it from others), runs all
 //! device reads as one batch, and puts the bytes in place. A piece that met
-//! an error is planned again without the column that gave it; when nothing is
-//! left, it is cut into blocks once, because errors of several members rarely
-//! meet in the same block.
+//! an error is planned again without the column that gave it (after it has
+//! been read alone, if the operation was shared); when nothing is left, it is
+//! cut into blocks once, because errors of several members rarely meet in the
+//! same block.
 //!
 //! The common case, one piece on a healthy member, reads straight into the
 //! caller's buffer; pieces that follow each other on a member are read at
@@ -32,6 +33,9 @@ struct Job {
     bad: ColumnSet,
     /// Spreads requests over mirrors, the pieces of one staying together.
     turn: u64,
+    /// Not to be merged with others: it shared an operation that failed, so
+    /// nobody knows yet whether this piece is to blame.
+    alone: bool,
 }
 
 /// One device read to be.
@@ -41,8 +45,10 @@ struct Extent {
     length: u32,
     /// The request whose buffer it fills as a whole.
     fills: Option<usize>,
-    /// It is read for its own sake, so more may follow.
-    direct: bool,
+    /// Pieces that follow it may join it.
+    open: bool,
+    /// More than one piece has.
+    shared: bool,
 }
 
 /// Where a job's bytes come from in this round.
@@ -82,7 +88,13 @@ impl Array {
         let layout = self.layout_of(&read.placement)?;
         let turn = self.rotor.fetch_add(1, Ordering::Relaxed);
         let pieces = self.pieces(layout, read.offset, read.buffer.len())?;
-        jobs.extend(pieces.map(|piece| Job { read: n, piece, bad: ColumnSet::EMPTY, turn }));
+        jobs.extend(pieces.map(|piece| Job {
+            read: n,
+            piece,
+            bad: ColumnSet::EMPTY,
+            turn,
+            alone: false,
+        }));
         Ok(())
     }
 
@@ -136,10 +148,14 @@ impl Array {
         give_back(reads, &extents, &mut batch);
         for (mut job, source) in sources {
             let bad = place(self, reads, &job, &source, &batch, &extents);
-            if !bad.is_empty() {
-                job.bad = job.bad.union(bad);
-                again.push(job);
+            if bad.is_empty() {
+                continue;
             }
+            match source {
+                Source::Direct { extent, .. } if extents[extent].shared => job.alone = true,
+                _ => job.bad = job.bad.union(bad),
+            }
+            again.push(job);
         }
         // A request that is lost need not be finished.
         again.retain(|job| reads[job.read].outcome.is_ok());
@@ -179,7 +195,8 @@ impl Array {
                     offset: offset(column),
                     length,
                     fills: None,
-                    direct: false,
+                    open: false,
+                    shared: false,
                 }));
                 Some(Source::Solve { erased, read: columns, first })
             }
@@ -243,7 +260,8 @@ fn add_extent(
         .filter(|(_, extent)| extent.member == member)
         .take(1)
         .find(|(_, extent)| {
-            extent.direct
+            extent.open
+                && !job.alone
                 && extent.offset + u64::from(extent.length) == offset
                 && extent.length + length <= MERGED_BYTES_MAX
         });
@@ -252,11 +270,13 @@ fn add_extent(
         extent.length += length;
         // A copy costs less than another operation.
         extent.fills = None;
+        extent.shared = true;
         return (n, at);
     }
     let whole = length as usize == read.buffer.len();
     let fills = whole.then_some(job.read);
-    extents.push(Extent { member, offset, length, fills, direct: true });
+    let open = !job.alone;
+    extents.push(Extent { member, offset, length, fills, open, shared: false });
     (extents.len() - 1, 0)
 }
 
@@ -337,6 +357,6 @@ fn blocks_of(job: Job) -> impl Iterator<Item = Job> {
             length: block,
             ..job.piece
         };
-        Job { piece, bad: ColumnSet::EMPTY, ..job }
+        Job { piece, bad: ColumnSet::EMPTY, alone: true, ..job }
     })
 }

@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use super::{
-    Geometry, HISTORY_MAX, History, LAYOUTS_MAX, MemberRecord, PoolRecord, SLOTS_ALIGNMENT,
+    SEGMENT_DATA_BYTES_END, Geometry, HISTORY_MAX, History, LAYOUTS_MAX, MemberRecord, PoolRecord, SLOTS_ALIGNMENT,
     SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, Superblock,
 };
 use crate::{
@@ -20,6 +20,9 @@ const VERSION: u32 = 1;
 const INCOMPAT_KNOWN: u64 = 0;
 /// Features without which a pool can be read but not written. None yet.
 const READ_ONLY_COMPAT_KNOWN: u64 = 0;
+
+/// Never reached by counting.
+const COUNTER_MAX: u64 = 1 << 62;
 
 const LENGTH: usize = 8192;
 const UUID_BYTES: usize = 16;
@@ -125,6 +128,13 @@ fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
     {
         return Err(Damaged("a length is out of bounds"));
     }
+    // The counters are counted on from.
+    if u64_at(bytes, AT_SEQUENCE) > COUNTER_MAX
+        || u64_at(bytes, AT_EPOCH) > COUNTER_MAX
+        || u64_at(bytes, AT_COMMITS) > COUNTER_MAX
+    {
+        return Err(Damaged("a counter is out of bounds"));
+    }
     let geometry = Geometry {
         journal_bytes: u64_at(bytes, AT_JOURNAL_BYTES),
         slots_offset: u64_at(bytes, AT_SLOTS_OFFSET),
@@ -223,8 +233,13 @@ fn decode_layout(
     {
         return Err(Damaged("a layout's members are not members"));
     }
-    Layout::new(LayoutId(u16_at(row, 0)), level, stripe_unit_bytes, members)
-        .map_err(|_| Damaged("a layout is impossible"))
+    let layout = Layout::new(LayoutId(u16_at(row, 0)), level, stripe_unit_bytes, members)
+        .map_err(|_| Damaged("a layout is impossible"))?;
+    let segment = geometry.slot_bytes.checked_mul(u64::from(layout.data_units()));
+    if segment.is_none_or(|bytes| bytes >= SEGMENT_DATA_BYTES_END) {
+        return Err(Damaged("its segments are too large"));
+    }
+    Ok(layout)
 }
 
 /// Writes a member's superblock into `bytes`, 8 KiB.
@@ -319,7 +334,7 @@ mod tests {
 
     /// A record that uses every field, always the same.
     fn sample(level: Level, width: u8, engine_record: Vec<u8>) -> PoolRecord {
-        let geometry = Geometry::new(1 << 16, 4 * 65536);
+        let geometry = Geometry::new(1 << 16, 2 * 65536);
         let members = (0..width)
             .map(|n| MemberRecord {
                 uuid: Uuid::from_u128(0x1000 + u128::from(n)),

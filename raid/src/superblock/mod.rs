@@ -35,6 +35,8 @@ pub(crate) const SLOTS_ALIGNMENT: u64 = 1 << 20;
 pub(crate) const HISTORY_MAX: usize = 32;
 /// Layouts a pool can have at a time.
 pub(crate) const LAYOUTS_MAX: usize = 16;
+/// A position in a segment's data has 24 bits (design section 6).
+pub(crate) const SEGMENT_DATA_BYTES_END: u64 = 1 << 24;
 /// BLAKE3-256, the only one so far.
 pub(crate) const HASH_BLAKE3: u8 = 1;
 
