@@ -37,7 +37,10 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     let (blocks, tail) = bytes.as_chunks::<256>();
     blocks.iter().all(|block| {
         let (words, _) = block.as_chunks::<8>();
-        words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word)) == 0
+        words
+            .iter()
+            .fold(0, |all, word| all | u64::from_ne_bytes(*word))
+            == 0
     }) && tail.iter().all(|byte| *byte == 0)
 }
 
@@ -100,7 +103,9 @@ pub struct Compressor {
 
 impl std::fmt::Debug for Compressor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Compressor").field("failures", &self.failures).finish_non_exhaustive()
+        f.debug_struct("Compressor")
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
     }
 }
 
@@ -194,7 +199,11 @@ pub fn decompress(stored: &[u8], kind: EntryKind, target: &mut [u8]) -> Result<(
         EntryKind::Lz4 => decompress_into(stored, target).map_err(CodecError::Malformed)?,
         EntryKind::Hole | EntryKind::Zero => return Err(CodecError::NotStored(kind)),
     };
-    if actual == expected { Ok(()) } else { Err(CodecError::Length { expected, actual }) }
+    if actual == expected {
+        Ok(())
+    } else {
+        Err(CodecError::Length { expected, actual })
+    }
 }
 
 #[cfg(test)]
@@ -205,16 +214,23 @@ mod tests {
 
     fn random(seed: u64, length: usize) -> Vec<u8> {
         let mut out = vec![0; length];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+        blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut out);
         out
     }
 
     fn text(seed: usize, length: usize) -> Vec<u8> {
-        let words = ["stripe", "member", "pool", " ", "\n", "segment=", "0x1f", "journal"];
+        let words = [
+            "stripe", "member", "pool", " ", "\n", "segment=", "0x1f", "journal",
+        ];
         let mut out = Vec::new();
         let mut state = seed;
         while out.len() < length {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             out.extend_from_slice(words[(state >> 33) % words.len()].as_bytes());
         }
         out.truncate(length);
@@ -288,14 +304,17 @@ mod tests {
         for seed in 0..1000 {
             assert!(compressor.compress(&random(seed, 4096)).is_none());
         }
-        let compressed =
-            (0..100).filter(|seed| compressor.compress(&text(*seed, 4096)).is_some()).count();
+        let compressed = (0..100)
+            .filter(|seed| compressor.compress(&text(*seed, 4096)).is_some())
+            .count();
         assert!(compressed >= 100 - 2 * MAX_SKIP as usize, "{compressed}");
     }
 
     #[test]
     fn random_data_is_given_up_without_trying() {
-        let skipped = (0..1000).filter(|seed| looks_random(&random(*seed, 4096))).count();
+        let skipped = (0..1000)
+            .filter(|seed| looks_random(&random(*seed, 4096)))
+            .count();
         assert!(skipped > 980, "{skipped}");
         assert!(!(0..1000).any(|seed| looks_random(&text(seed, 4096))));
     }

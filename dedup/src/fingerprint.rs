@@ -55,7 +55,13 @@ const MAX_LEAVES: usize = 16;
 const CV: usize = 32;
 /// The BLAKE3 initial chaining value: that of SHA-256.
 const IV: [u32; 8] = [
-    0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab,
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
     0x5be0_cd19,
 ];
 const CHUNK_START: u8 = 1 << 0;
@@ -80,7 +86,11 @@ pub fn fingerprint_many(chunks: &[&[u8]], out: &mut Vec<Fingerprint>) {
     let mut rest = chunks;
     while let Some(first) = rest.first() {
         let length = first.len();
-        let alike = rest.iter().take(GROUP).take_while(|chunk| chunk.len() == length).count();
+        let alike = rest
+            .iter()
+            .take(GROUP)
+            .take_while(|chunk| chunk.len() == length)
+            .count();
         let (group, tail) = rest.split_at(alike);
         match length {
             4096 if alike > 1 => hash_group::<4>(group, out),
@@ -102,7 +112,9 @@ fn hash_group<const LEAVES: usize>(group: &[&[u8]], out: &mut Vec<Fingerprint>) 
     let mut empty: [&[u8; LEAF]; GROUP] = [&[0; LEAF]; GROUP];
     for leaf in 0..LEAVES {
         for (lane, chunk) in empty.iter_mut().zip(group) {
-            *lane = chunk[leaf * LEAF..][..LEAF].try_into().expect("a leaf is LEAF bytes");
+            *lane = chunk[leaf * LEAF..][..LEAF]
+                .try_into()
+                .expect("a leaf is LEAF bytes");
         }
         PLATFORM.hash_many(
             &empty[..count],
@@ -161,19 +173,30 @@ mod tests {
 
     fn bytes(seed: u64, length: usize) -> Vec<u8> {
         let mut out = vec![0; length];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+        blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut out);
         out
     }
 
     fn check(lengths: &[usize], seed: u64) {
-        let chunks: Vec<Vec<u8>> =
-            lengths.iter().zip(seed..).map(|(length, seed)| bytes(seed, *length)).collect();
+        let chunks: Vec<Vec<u8>> = lengths
+            .iter()
+            .zip(seed..)
+            .map(|(length, seed)| bytes(seed, *length))
+            .collect();
         let views: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
         let mut out = vec![Fingerprint([9; 32])];
         fingerprint_many(&views, &mut out);
         assert_eq!(out.len(), views.len());
         for (chunk, found) in views.iter().zip(&out) {
-            assert_eq!(found.0, *blake3::hash(chunk).as_bytes(), "length {}", chunk.len());
+            assert_eq!(
+                found.0,
+                *blake3::hash(chunk).as_bytes(),
+                "length {}",
+                chunk.len()
+            );
         }
     }
 

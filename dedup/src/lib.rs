@@ -6,12 +6,11 @@ mod directory;
 mod entry;
 mod fingerprint;
 mod index;
+mod load;
 mod reader;
 pub mod segment;
 
-pub use chunk::{
-    CHUNK_BYTES_MAX, CodecError, Compressor, PACK_BLOCK, decompress, is_zero, place,
-};
+pub use chunk::{CHUNK_BYTES_MAX, CodecError, Compressor, PACK_BLOCK, decompress, is_zero, place};
 pub use directory::{SegmentDirectory, SegmentFacts, SummaryPlace};
 pub use entry::{ENTRY_BYTES, Entry, EntryKind, Generation, POSITION_LIMIT, STORED_LIMIT};
 pub use fingerprint::{Fingerprint, fingerprint, fingerprint_many};

@@ -198,8 +198,15 @@ pub fn encode_blocks(summary: &Summary) -> Vec<u8> {
         put(block, AT_BLOCK, &narrow(number).to_le_bytes());
         put(block, AT_GENERATION, &summary.generation.0.to_le_bytes());
         put(block, AT_BLOCKS, &narrow(blocks).to_le_bytes());
-        put(block, AT_RECORDS, &narrow(summary.records.len()).to_le_bytes());
-        for (slot, record) in block[AT_BODY..AT_TAIL].chunks_exact_mut(RECORD_BYTES).zip(here) {
+        put(
+            block,
+            AT_RECORDS,
+            &narrow(summary.records.len()).to_le_bytes(),
+        );
+        for (slot, record) in block[AT_BODY..AT_TAIL]
+            .chunks_exact_mut(RECORD_BYTES)
+            .zip(here)
+        {
             assert!(
                 record.entry.segment == summary.segment
                     && record.entry.generation == summary.generation.low(),
@@ -230,7 +237,9 @@ fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 fn get<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
-    block[at..at + N].try_into().expect("a field lies within its block")
+    block[at..at + N]
+        .try_into()
+        .expect("a field lies within its block")
 }
 
 /// One decoded block.
@@ -281,7 +290,9 @@ pub fn decode_block(block: &[u8], at: u32) -> Result<SummaryBlock, SummaryError>
     let total = u32::from_le_bytes(get(block, AT_RECORDS));
     let here = usize::from(u16::from_le_bytes(get(block, AT_RECORDS_HERE)));
     let before = u64::from(number) * RECORDS_PER_BLOCK as u64;
-    let expected = u64::from(total).saturating_sub(before).min(RECORDS_PER_BLOCK as u64);
+    let expected = u64::from(total)
+        .saturating_sub(before)
+        .min(RECORDS_PER_BLOCK as u64);
     if blocks_for(total as usize) as u64 != u64::from(blocks)
         || number >= blocks
         || here as u64 != expected
@@ -297,7 +308,13 @@ pub fn decode_block(block: &[u8], at: u32) -> Result<SummaryBlock, SummaryError>
         .chunks_exact(RECORD_BYTES)
         .map(|slot| decode_record(slot, &id).ok_or(malformed("record")))
         .collect::<Result<_, _>>()?;
-    Ok(SummaryBlock { id, number, blocks, total, records })
+    Ok(SummaryBlock {
+        id,
+        number,
+        blocks,
+        total,
+        records,
+    })
 }
 
 fn decode_record(slot: &[u8], id: &SummaryId) -> Option<SummaryRecord> {
@@ -330,7 +347,12 @@ pub fn decode_expected(
     number: u32,
 ) -> Result<SummaryBlock, SummaryError> {
     let decoded = decode_block(block, number)?;
-    let foreign = |what| Err(SummaryError::Foreign { block: number, what });
+    let foreign = |what| {
+        Err(SummaryError::Foreign {
+            block: number,
+            what,
+        })
+    };
     if decoded.id.pool != expected.pool {
         foreign("pool")
     } else if decoded.id.segment != expected.segment {
@@ -353,7 +375,11 @@ pub fn decode_blocks(bytes: &[u8], expected: &SummaryId) -> Result<Summary, Summ
             pool: expected.pool,
             segment: expected.segment,
             generation: expected.generation,
-            records: tolerant.records.into_iter().map(|(_, record)| record).collect(),
+            records: tolerant
+                .records
+                .into_iter()
+                .map(|(_, record)| record)
+                .collect(),
         }),
     }
 }
@@ -377,7 +403,11 @@ pub fn decode_tolerant(
     if bytes.is_empty() || !bytes.len().is_multiple_of(SUMMARY_BLOCK_BYTES) {
         return Err(SummaryError::Length(bytes.len()));
     }
-    let mut out = TolerantSummary { records: Vec::new(), damaged: Vec::new(), total: None };
+    let mut out = TolerantSummary {
+        records: Vec::new(),
+        damaged: Vec::new(),
+        total: None,
+    };
     let blocks = bytes.len() / SUMMARY_BLOCK_BYTES;
     for (number, block) in (0u32..).zip(bytes.chunks_exact(SUMMARY_BLOCK_BYTES)) {
         let decoded = decode_expected(block, expected, number).and_then(|decoded| {
@@ -385,7 +415,14 @@ pub fn decode_tolerant(
             let same = decoded.blocks as usize == blocks
                 && out.total.is_none_or(|total| total == decoded.total);
             let what = "counts";
-            if same { Ok(decoded) } else { Err(SummaryError::Foreign { block: number, what }) }
+            if same {
+                Ok(decoded)
+            } else {
+                Err(SummaryError::Foreign {
+                    block: number,
+                    what,
+                })
+            }
         });
         match decoded {
             Ok(decoded) => {
@@ -409,7 +446,8 @@ pub(crate) mod tests {
     pub(crate) fn summary_of(id: SummaryId, count: usize, seed: u64) -> Summary {
         let records = (0..count as u64)
             .map(|n| {
-                let hash = *blake3::hash(&[seed.to_le_bytes(), n.to_le_bytes()].concat()).as_bytes();
+                let hash =
+                    *blake3::hash(&[seed.to_le_bytes(), n.to_le_bytes()].concat()).as_bytes();
                 SummaryRecord {
                     fingerprint: (!(n + seed).is_multiple_of(5)).then_some(Fingerprint(hash)),
                     entry: Entry {
@@ -421,11 +459,20 @@ pub(crate) mod tests {
                         checksum: (n ^ seed) as u32,
                     },
                     logical: 4096,
-                    owner: Owner { tree: seed, index: n, level: (n % 3) as u8 },
+                    owner: Owner {
+                        tree: seed,
+                        index: n,
+                        level: (n % 3) as u8,
+                    },
                 }
             })
             .collect();
-        Summary { pool: id.pool, segment: id.segment, generation: id.generation, records }
+        Summary {
+            pool: id.pool,
+            segment: id.segment,
+            generation: id.generation,
+            records,
+        }
     }
 
     fn id(generation: u64) -> SummaryId {
@@ -500,11 +547,20 @@ pub(crate) mod tests {
         let mine = summary_of(id(9), 120, 4);
         let bytes = encode_blocks(&mine);
         let foreign = |expected: SummaryId| {
-            matches!(decode_blocks(&bytes, &expected), Err(SummaryError::Foreign { .. }))
+            matches!(
+                decode_blocks(&bytes, &expected),
+                Err(SummaryError::Foreign { .. })
+            )
         };
         assert!(foreign(id(10)));
-        assert!(foreign(SummaryId { segment: SegmentId(78), ..mine.id() }));
-        assert!(foreign(SummaryId { pool: Uuid::from_u128(1), ..mine.id() }));
+        assert!(foreign(SummaryId {
+            segment: SegmentId(78),
+            ..mine.id()
+        }));
+        assert!(foreign(SummaryId {
+            pool: Uuid::from_u128(1),
+            ..mine.id()
+        }));
         // Blocks that changed places, and a shorter, older state of the same.
         let (first, rest) = bytes.split_at(SUMMARY_BLOCK_BYTES);
         let (second, third) = rest.split_at(SUMMARY_BLOCK_BYTES);
@@ -512,8 +568,11 @@ pub(crate) mod tests {
         assert!(decode_blocks(&[first, second].concat(), &mine.id()).is_err());
         let older = encode_blocks(&summary_of(id(9), 101, 4));
         assert!(
-            decode_blocks(&[first, second, &older[2 * SUMMARY_BLOCK_BYTES..]].concat(), &mine.id())
-                .is_err()
+            decode_blocks(
+                &[first, second, &older[2 * SUMMARY_BLOCK_BYTES..]].concat(),
+                &mine.id()
+            )
+            .is_err()
         );
     }
 
