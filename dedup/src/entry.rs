@@ -91,7 +91,10 @@ impl Entry {
         checksum: 0,
     };
     /// Zeroes, asked to stay allocated.
-    pub const ZERO: Self = Self { kind: EntryKind::Zero, ..Self::HOLE };
+    pub const ZERO: Self = Self {
+        kind: EntryKind::Zero,
+        ..Self::HOLE
+    };
 
     /// True when the entry names stored bytes.
     pub fn is_stored(&self) -> bool {
@@ -138,7 +141,11 @@ impl Entry {
         let well_formed = if entry.is_stored() {
             entry.stored > 0
         } else {
-            entry == Self { kind: entry.kind, ..Self::HOLE }
+            entry
+                == Self {
+                    kind: entry.kind,
+                    ..Self::HOLE
+                }
         };
         (key_epoch == 0 && well_formed).then_some(entry)
     }
