@@ -56,7 +56,11 @@ pub struct RaidError {
 impl RaidError {
     /// An error with a sentence that names its object.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Adds the operating system's error.

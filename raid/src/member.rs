@@ -23,7 +23,10 @@ pub(crate) struct Devices {
 
 impl Devices {
     pub(crate) fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, open: Vec::new() }
+        Self {
+            backend,
+            open: Vec::new(),
+        }
     }
 
     fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<(DeviceHandle, DeviceFacts)> {
@@ -85,13 +88,23 @@ pub(crate) fn open_members(
                 continue;
             }
             Err(error) => {
-                return Err(RaidError::io(format!("Cannot open {}", path.display()), error));
+                return Err(RaidError::io(
+                    format!("Cannot open {}", path.display()),
+                    error,
+                ));
             }
         };
-        if let Some(twin) = opened.iter().find(|other| other.facts.identity == facts.identity) {
+        if let Some(twin) = opened
+            .iter()
+            .find(|other| other.facts.identity == facts.identity)
+        {
             return Err(same_file(&twin.path, path));
         }
-        opened.push(OpenMember { path: path.clone(), device, facts });
+        opened.push(OpenMember {
+            path: path.clone(),
+            device,
+            facts,
+        });
     }
     Ok(opened)
 }
@@ -127,15 +140,24 @@ fn same_file(one: &Path, other: &Path) -> RaidError {
     let message = if one == other {
         format!("{} is given twice", one.display())
     } else {
-        format!("{} and {} are the same file or device", one.display(), other.display())
+        format!(
+            "{} and {} are the same file or device",
+            one.display(),
+            other.display()
+        )
     };
     RaidError::new(Kind::DuplicateMember, message)
 }
 
 /// Whether an error says that the device is not there (any more).
 pub(crate) fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        || matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::EIO))
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || matches!(
+        error.raw_os_error(),
+        Some(libc::ENODEV | libc::ENXIO | libc::EIO)
+    )
 }
 
 /// What is in one of a member's four superblock places.
@@ -162,7 +184,10 @@ pub(crate) struct Copies(pub(crate) [Copy; 4]);
 impl Copies {
     /// The newest whole superblock.
     pub(crate) fn newest(&self) -> Option<&Superblock> {
-        self.0.iter().filter_map(Copy::superblock).max_by_key(|copy| copy.record.sequence)
+        self.0
+            .iter()
+            .filter_map(Copy::superblock)
+            .max_by_key(|copy| copy.record.sequence)
     }
 
     /// Which of the two places of superblock `wanted` hold it.
@@ -222,7 +247,12 @@ pub(crate) fn read_at(
 ) -> io::Result<AlignedBuf> {
     let length = usize::try_from(length).map_err(io::Error::other)?;
     let op = IoOp::Read(AlignedBuf::zeroed(length));
-    let mut batch = [Io { device, offset, op, outcome: None }];
+    let mut batch = [Io {
+        device,
+        offset,
+        op,
+        outcome: None,
+    }];
     backend.run(&mut batch, &Patient);
     let [Io { op, outcome, .. }] = batch;
     outcome.unwrap_or(Ok(()))?;
@@ -241,7 +271,11 @@ pub(crate) fn identify<'a>(
     // A newer program may have written only one of them yet.
     for copy in &copies.0 {
         if let Copy::Bad(Absence::Newer { readable }) = copy {
-            let hint = if *readable { "; it can be opened read-only" } else { "" };
+            let hint = if *readable {
+                "; it can be opened read-only"
+            } else {
+                ""
+            };
             let message = format!(
                 "{} has a format that is newer than this program understands{hint}",
                 path.display()
@@ -252,7 +286,11 @@ pub(crate) fn identify<'a>(
     if let Some(newest) = copies.newest() {
         return Ok(Some(newest));
     }
-    if copies.0.iter().any(|copy| matches!(copy, Copy::Unreadable(_))) {
+    if copies
+        .0
+        .iter()
+        .any(|copy| matches!(copy, Copy::Unreadable(_)))
+    {
         tracing::warn!(path = %path.display(), "no superblock of the member can be read");
         return Ok(None);
     }
@@ -265,7 +303,10 @@ pub(crate) fn identify<'a>(
             "{} has no whole superblock ({reason}); leave it out to open the pool without it",
             path.display()
         ),
-        None => format!("{} is not a member of a pool: it has no superblock", path.display()),
+        None => format!(
+            "{} is not a member of a pool: it has no superblock",
+            path.display()
+        ),
     };
     Err(RaidError::new(Kind::NotAMember, message))
 }
@@ -292,7 +333,10 @@ pub fn describe_member(
     backend: &Arc<dyn Backend>,
     path: &Path,
 ) -> Result<MemberDescription, RaidError> {
-    let mode = OpenMode { writable: false, lock_patience: std::time::Duration::ZERO };
+    let mode = OpenMode {
+        writable: false,
+        lock_patience: std::time::Duration::ZERO,
+    };
     let mut devices = Devices::new(Arc::clone(backend));
     let members = open_members(&mut devices, &[path.to_owned()], mode, true)?;
     let member = &members[0];
@@ -326,8 +370,12 @@ pub(crate) fn refuse_used(backend: &dyn Backend, member: &OpenMember) -> Result<
             format!("{path} is a member of pool {pool} already; use --force to overwrite it");
         return Err(RaidError::new(Kind::AlreadyUsed, message));
     }
-    let unreadable =
-        |error| RaidError::io(format!("Cannot read {path} to see whether it is used"), error);
+    let unreadable = |error| {
+        RaidError::io(
+            format!("Cannot read {path} to see whether it is used"),
+            error,
+        )
+    };
     let front = read_at(backend, member.device, 0, size.min(FRONT_BYTES)).map_err(unreadable)?;
     let end_length = size.min(SUPERBLOCK_AREA_BYTES);
     let end = read_at(backend, member.device, size - end_length, end_length).map_err(unreadable)?;

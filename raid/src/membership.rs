@@ -78,7 +78,9 @@ pub(crate) fn choose(
     let mut changes = Vec::new();
     for index in record.indices() {
         let row = &record.members[index.index()];
-        let member = found.iter().find(|member| member.superblock.member == index);
+        let member = found
+            .iter()
+            .find(|member| member.superblock.member == index);
         match (row.standing, member) {
             // Named failed: only a rebuild brings it back (R2).
             (Standing::Failed | Standing::Absent | Standing::Stale, _) => {}
@@ -93,7 +95,11 @@ pub(crate) fn choose(
             (Standing::InSync, Some(_)) => changes.push((index, Standing::Stale)),
         }
     }
-    let choice = Choice { record: record.clone(), in_sync, changes };
+    let choice = Choice {
+        record: record.clone(),
+        in_sync,
+        changes,
+    };
     refuse_too_few(found, &choice, witness)?;
     if witness.is_none() && !force {
         refuse_unwitnessed_half(found, record)?;
@@ -107,14 +113,22 @@ fn refuse_different_pools(
 ) -> Result<(), RaidError> {
     let mut pools: BTreeMap<_, Vec<&Path>> = BTreeMap::new();
     for member in found {
-        pools.entry(member.superblock.record.pool).or_default().push(&member.path);
+        pools
+            .entry(member.superblock.record.pool)
+            .or_default()
+            .push(&member.path);
     }
     if pools.len() > 1 {
-        let sides: Vec<_> =
-            pools.iter().map(|(pool, paths)| format!("{} of {pool}", list(paths))).collect();
+        let sides: Vec<_> = pools
+            .iter()
+            .map(|(pool, paths)| format!("{} of {pool}", list(paths)))
+            .collect();
         return Err(RaidError::new(
             Kind::DifferentPools,
-            format!("The members belong to different pools: {}", sides.join("; ")),
+            format!(
+                "The members belong to different pools: {}",
+                sides.join("; ")
+            ),
         ));
     }
     if let (Some((pool, paths)), Some(witness)) = (pools.first_key_value(), witness)
@@ -122,7 +136,11 @@ fn refuse_different_pools(
     {
         return Err(RaidError::new(
             Kind::DifferentPools,
-            format!("{} of pool {pool}, but this is pool {}", list(paths), witness.pool),
+            format!(
+                "{} of pool {pool}, but this is pool {}",
+                list(paths),
+                witness.pool
+            ),
         ));
     }
     Ok(())
@@ -168,7 +186,12 @@ fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
         return Ok(());
     }
     let paths = |side: &[&Found]| {
-        list(&side.iter().map(|member| member.path.as_path()).collect::<Vec<_>>())
+        list(
+            &side
+                .iter()
+                .map(|member| member.path.as_path())
+                .collect::<Vec<_>>(),
+        )
     };
     Err(RaidError::new(
         Kind::Diverged,
@@ -190,7 +213,12 @@ fn refuse_behind(
     if record.history.descends_from(witness.membership_id) {
         return Ok(());
     }
-    let paths = list(&found.iter().map(|member| member.path.as_path()).collect::<Vec<_>>());
+    let paths = list(
+        &found
+            .iter()
+            .map(|member| member.path.as_path())
+            .collect::<Vec<_>>(),
+    );
     if record.history.epoch < witness.membership_epoch {
         return Err(RaidError::new(
             Kind::Behind,
@@ -273,13 +301,20 @@ fn reason_of(
     changes
         .iter()
         .find(|(member, _)| *member == index)
-        .map_or(record.members[index.index()].standing, |(_, standing)| *standing)
+        .map_or(record.members[index.index()].standing, |(_, standing)| {
+            *standing
+        })
 }
 
 fn place_of(index: MemberIndex, found: &[Found], witness: Option<&WitnessRecord>) -> String {
-    let here = found.iter().find(|member| member.superblock.member == index);
+    let here = found
+        .iter()
+        .find(|member| member.superblock.member == index);
     let path = here.map(|member| member.path.as_path()).or_else(|| {
-        let known = witness?.members.iter().find(|member| member.index == index)?;
+        let known = witness?
+            .members
+            .iter()
+            .find(|member| member.index == index)?;
         Some(known.path.as_path())
     });
     match path {
@@ -291,7 +326,10 @@ fn place_of(index: MemberIndex, found: &[Found], witness: Option<&WitnessRecord>
 /// R3: without a witness nobody knows whether the members that are not here
 /// went on by themselves.
 fn refuse_unwitnessed_half(found: &[Found], record: &PoolRecord) -> Result<(), RaidError> {
-    let here: MemberSet = found.iter().map(|member| member.superblock.member).collect();
+    let here: MemberSet = found
+        .iter()
+        .map(|member| member.superblock.member)
+        .collect();
     if !record.survives(here) {
         return Ok(());
     }
@@ -308,7 +346,11 @@ fn refuse_unwitnessed_half(found: &[Found], record: &PoolRecord) -> Result<(), R
 }
 
 fn list(paths: &[&Path]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]

@@ -4,10 +4,7 @@
 mod common;
 
 use common::*;
-use tessera_raid::{
-    ArrayState, Kind, Level, MemberState,
-    device::sim::Fault,
-};
+use tessera_raid::{ArrayState, Kind, Level, MemberState, device::sim::Fault};
 
 /// Where byte `offset` of a unit lies on a device.
 fn on_device(slot: u64, stripe: u64, offset: u64) -> u64 {
@@ -96,7 +93,11 @@ fn every_survivable_loss_in_use_is_survived() {
             array.sync().unwrap();
             model.check(&array, &context);
             assert_eq!(not_online(&array), lost, "{context}");
-            let state = if lost.is_empty() { ArrayState::Online } else { ArrayState::Degraded };
+            let state = if lost.is_empty() {
+                ArrayState::Online
+            } else {
+                ArrayState::Degraded
+            };
             assert_eq!(array.status().state, state);
             array.close();
             // The member is back, but has lost writes: it stays out.
@@ -116,8 +117,10 @@ fn a_read_error_is_reconstructed_and_counted_and_fails_nobody() {
         let (pool, array) = Pool::create(level, width, 4);
         let mut model = Model::default();
         model.fill(&array, 0, 1).unwrap();
-        let fault =
-            Fault::ReadErrors { offset: SLOTS_OFFSET, length: SLOT_BYTES };
+        let fault = Fault::ReadErrors {
+            offset: SLOTS_OFFSET,
+            length: SLOT_BYTES,
+        };
         pool.world.inject(pool.path(0), fault);
         if matches!(level, Level::Single | Level::Raid0) {
             let error = read_one(&array, 0, 0, 4096).unwrap_err();
@@ -141,8 +144,7 @@ fn read_errors_of_several_members_are_survived_where_they_do_not_meet() {
         spec.stripe_unit_bytes = 4 * UNIT;
         spec.sizes.segment_data_bytes_target = 4 * 2 * 4 * UNIT;
         let witness = Box::new(pool.witness.clone());
-        let array =
-            tessera_raid::Array::create(pool.backend(), &spec, b"", witness).unwrap();
+        let array = tessera_raid::Array::create(pool.backend(), &spec, b"", witness).unwrap();
         array.commit(b"", false).unwrap();
         (pool, array)
     };
@@ -150,12 +152,26 @@ fn read_errors_of_several_members_are_survived_where_they_do_not_meet() {
     model.fill(&array, 0, 1).unwrap();
     for (member, block) in [(0, 0), (1, 1), (2, 3)] {
         let offset = SLOTS_OFFSET + block * 4096;
-        pool.world.inject(pool.path(member), Fault::ReadErrors { offset, length: 4096 });
+        pool.world.inject(
+            pool.path(member),
+            Fault::ReadErrors {
+                offset,
+                length: 4096,
+            },
+        );
     }
     model.check(&array, "three members, three blocks");
     // A fourth error meets another: that block is lost, and only that.
-    pool.world.inject(pool.path(1), Fault::ReadErrors { offset: SLOTS_OFFSET, length: 4096 });
-    let lost: Vec<_> = (0..4).filter(|n| read_one(&array, 0, n * 4096, 4096).is_err()).collect();
+    pool.world.inject(
+        pool.path(1),
+        Fault::ReadErrors {
+            offset: SLOTS_OFFSET,
+            length: 4096,
+        },
+    );
+    let lost: Vec<_> = (0..4)
+        .filter(|n| read_one(&array, 0, n * 4096, 4096).is_err())
+        .collect();
     assert_eq!(lost, [0]);
     assert_eq!(array.status().state, ArrayState::Online);
 }
@@ -165,10 +181,16 @@ fn segments_are_read_and_written_with_few_operations() {
     let (pool, array) = Pool::create(Level::Raid5, 4, 6);
     let counters = |n: usize| pool.world.counters(pool.path(n));
     let before: Vec<_> = (0..4).map(counters).collect();
-    let writes: Vec<_> = (0..STRIPES).map(|n| stripe(&array, 1, n, n.into())).collect();
+    let writes: Vec<_> = (0..STRIPES)
+        .map(|n| stripe(&array, 1, n, n.into()))
+        .collect();
     array.write_stripes(&writes).unwrap();
     for (n, before) in before.iter().enumerate() {
-        assert_eq!(counters(n).writes - before.writes, 1, "adjacent stripes are one write");
+        assert_eq!(
+            counters(n).writes - before.writes,
+            1,
+            "adjacent stripes are one write"
+        );
         assert_eq!(counters(n).written_bytes - before.written_bytes, SLOT_BYTES);
     }
     let reads = || (0..4).map(|n| counters(n).reads).sum::<u64>();
@@ -177,7 +199,11 @@ fn segments_are_read_and_written_with_few_operations() {
     assert_eq!(reads() - before, 1, "a healthy block is one read");
     let before = reads();
     read_one(&array, 1, 0, array.segment_data_bytes()).unwrap();
-    assert!(reads() - before <= 9, "adjacent units are read at once: {}", reads() - before);
+    assert!(
+        reads() - before <= 9,
+        "adjacent units are read at once: {}",
+        reads() - before
+    );
     let syncs = |n: usize| counters(n).syncs;
     let before = syncs(2);
     array.sync().unwrap();
@@ -189,7 +215,13 @@ fn one_batch_may_have_good_and_bad_reads() {
     let (pool, array) = Pool::create(Level::Raid0, 2, 7);
     let mut model = Model::default();
     model.fill(&array, 0, 1).unwrap();
-    pool.world.inject(pool.path(1), Fault::ReadErrors { offset: SLOTS_OFFSET, length: 4096 });
+    pool.world.inject(
+        pool.path(1),
+        Fault::ReadErrors {
+            offset: SLOTS_OFFSET,
+            length: 4096,
+        },
+    );
     let mut reads = [
         read_of(0, 0, 4096),
         read_of(0, 4096, 4096),
@@ -200,11 +232,16 @@ fn one_batch_may_have_good_and_bad_reads() {
         read_of(0, 0, 0),
     ];
     array.read(&mut reads);
-    let outcomes: Vec<_> =
-        reads.iter().map(|read| read.outcome.as_ref().map_err(|error| error.kind()).err()).collect();
+    let outcomes: Vec<_> = reads
+        .iter()
+        .map(|read| read.outcome.as_ref().map_err(|error| error.kind()).err())
+        .collect();
     let invalid = Some(Kind::InvalidArgument);
     let lost = Some(Kind::Unrecoverable);
-    assert_eq!(outcomes, [None, lost, invalid, invalid, invalid, None, None]);
+    assert_eq!(
+        outcomes,
+        [None, lost, invalid, invalid, invalid, None, None]
+    );
     assert_eq!(reads[5].buffer[..], model.segments[&0][8192..16384]);
 }
 
@@ -217,7 +254,13 @@ fn rot_is_arbitrated_wherever_redundancy_allows() {
         let right = &model.segments[&0];
         // Everything one member holds rots.
         for offset in (SLOTS_OFFSET..SLOTS_OFFSET + SLOT_BYTES).step_by(4096) {
-            pool.world.inject(pool.path(0), Fault::BitRot { offset: offset + 7, mask: 4 });
+            pool.world.inject(
+                pool.path(0),
+                Fault::BitRot {
+                    offset: offset + 7,
+                    mask: 4,
+                },
+            );
         }
         for block in 0..array.segment_data_bytes() / 4096 {
             let offset = block * 4096;
@@ -247,7 +290,8 @@ fn raid6_arbitrates_two_rotten_members_and_more_is_no_lie() {
     let rot = |member: usize| {
         for stripe in 0..u64::from(STRIPES) {
             let offset = on_device(0, stripe, 99);
-            pool.world.inject(pool.path(member), Fault::BitRot { offset, mask: 0x81 });
+            pool.world
+                .inject(pool.path(member), Fault::BitRot { offset, mask: 0x81 });
         }
     };
     let accepted = || {
@@ -268,7 +312,9 @@ fn raid6_arbitrates_two_rotten_members_and_more_is_no_lie() {
                     },
                 );
                 assert!(tried > 0);
-                found.unwrap().is_some_and(|found| found.bytes[..] == *wanted)
+                found
+                    .unwrap()
+                    .is_some_and(|found| found.bytes[..] == *wanted)
             })
             .count()
     };
@@ -287,7 +333,8 @@ fn copies_that_rotted_in_different_blocks_still_give_the_whole() {
     model.fill(&array, 0, 1).unwrap();
     for (member, block) in [(0, 0), (1, 1), (0, 3), (1, 4)] {
         let offset = on_device(0, block, 5);
-        pool.world.inject(pool.path(member), Fault::BitRot { offset, mask: 1 });
+        pool.world
+            .inject(pool.path(member), Fault::BitRot { offset, mask: 1 });
     }
     let wanted = &model.segments[&0][..5 * 4096];
     let mut tried = 0;
@@ -301,7 +348,9 @@ fn copies_that_rotted_in_different_blocks_still_give_the_whole() {
     assert_eq!(&found.bytes[..], wanted);
     assert!(tried <= 16, "only blocks that differ are combined: {tried}");
     assert_eq!(found.differing, [index(0), index(1)]);
-    let none = array.read_alternatives(&at(0), 0, 5 * 4096, &mut |_| false).unwrap();
+    let none = array
+        .read_alternatives(&at(0), 0, 5 * 4096, &mut |_| false)
+        .unwrap();
     assert!(none.is_none());
 }
 
@@ -313,17 +362,42 @@ fn r7_only_verified_bytes_are_rewritten() {
     let right = model.segments[&0].clone();
     // One block, two chunks: the first has rotted on one copy, the second on
     // the other.
-    pool.world.inject(pool.path(0), Fault::BitRot { offset: on_device(0, 0, 100), mask: 1 });
-    pool.world.inject(pool.path(1), Fault::BitRot { offset: on_device(0, 0, 3000), mask: 1 });
+    pool.world.inject(
+        pool.path(0),
+        Fault::BitRot {
+            offset: on_device(0, 0, 100),
+            mask: 1,
+        },
+    );
+    pool.world.inject(
+        pool.path(1),
+        Fault::BitRot {
+            offset: on_device(0, 0, 3000),
+            mask: 1,
+        },
+    );
     array.rewrite_verified(&at(0), 0, &right[..1500]).unwrap();
     let copy = |member: usize| pool.world.peek(pool.path(member), SLOTS_OFFSET, 4096);
-    assert_eq!(copy(0), right[..4096], "the first chunk is mended, the second never was bad");
+    assert_eq!(
+        copy(0),
+        right[..4096],
+        "the first chunk is mended, the second never was bad"
+    );
     assert_eq!(copy(1)[..1500], right[..1500]);
-    assert_ne!(copy(1)[3000], right[3000], "nobody vouched for the second chunk here");
-    array.rewrite_verified(&at(0), 1500, &right[1500..4096]).unwrap();
+    assert_ne!(
+        copy(1)[3000],
+        right[3000],
+        "nobody vouched for the second chunk here"
+    );
+    array
+        .rewrite_verified(&at(0), 1500, &right[1500..4096])
+        .unwrap();
     assert_eq!(copy(1), right[..4096]);
     let status = array.status();
-    assert_eq!([status.members[0].repaired, status.members[1].repaired], [1, 1]);
+    assert_eq!(
+        [status.members[0].repaired, status.members[1].repaired],
+        [1, 1]
+    );
     // Nothing is wrong: nothing is written.
     let before = pool.writes();
     array.rewrite_verified(&at(0), 0, &right[..8192]).unwrap();
@@ -340,7 +414,8 @@ fn r7_a_repair_leaves_parity_consistent() {
         let right = model.segments[&0].clone();
         for stripe in 0..u64::from(STRIPES) {
             let offset = on_device(0, stripe, 17);
-            pool.world.inject(pool.path(1), Fault::BitRot { offset, mask: 2 });
+            pool.world
+                .inject(pool.path(1), Fault::BitRot { offset, mask: 2 });
         }
         for (n, chunk) in right.chunks(1024).enumerate() {
             let offset = u32::try_from(n * 1024).unwrap();
@@ -361,15 +436,27 @@ fn an_unreadable_block_is_readable_after_its_repair() {
         let mut model = Model::default();
         model.fill(&array, 0, 1).unwrap();
         let length = SLOT_BYTES;
-        pool.world.inject(pool.path(0), Fault::ReadErrors { offset: SLOTS_OFFSET, length });
+        pool.world.inject(
+            pool.path(0),
+            Fault::ReadErrors {
+                offset: SLOTS_OFFSET,
+                length,
+            },
+        );
         let right = model.segments[&0].clone();
         for block in (0..right.len()).step_by(4096) {
             let offset = u32::try_from(block).unwrap();
-            array.rewrite_verified(&at(0), offset + 8, &right[block + 8..block + 100]).unwrap();
+            array
+                .rewrite_verified(&at(0), offset + 8, &right[block + 8..block + 100])
+                .unwrap();
         }
         let errors = array.status().members[0].errors;
         model.check(&array, &format!("{level}"));
-        assert_eq!(array.status().members[0].errors, errors, "{level}: no more errors");
+        assert_eq!(
+            array.status().members[0].errors,
+            errors,
+            "{level}: no more errors"
+        );
         assert_eq!(state_of(&array, 0), MemberState::Online);
     }
 }
@@ -401,5 +488,9 @@ fn stripes_that_do_not_fit_are_refused() {
         let error = array.write_stripes(&[good.clone(), bad]).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
     }
-    assert_eq!(pool.writes(), before, "nothing was written, the good one included");
+    assert_eq!(
+        pool.writes(),
+        before,
+        "nothing was written, the good one included"
+    );
 }

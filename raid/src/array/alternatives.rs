@@ -42,7 +42,11 @@ impl Array {
         let pieces = self.pieces(layout, offset, length as usize)?;
         let mut blocks: Vec<Block> = pieces
             .flat_map(blocks_of)
-            .map(|piece| Block { piece, columns: Vec::new(), readings: Vec::new() })
+            .map(|piece| Block {
+                piece,
+                columns: Vec::new(),
+                readings: Vec::new(),
+            })
             .collect();
         let in_use = self.in_use();
         self.read_columns(layout, placement, in_use, &mut blocks);
@@ -83,7 +87,10 @@ impl Array {
             .collect();
         self.run(&mut batch, members.iter().copied());
         self.note_failures_of_reads(
-            batch.iter().map(|io| &io.outcome).zip(members.iter().copied()),
+            batch
+                .iter()
+                .map(|io| &io.outcome)
+                .zip(members.iter().copied()),
         );
         let mut results = batch.into_iter();
         for block in blocks {
@@ -111,12 +118,19 @@ pub(super) fn blocks_of(piece: Piece) -> impl Iterator<Item = Piece> {
 
 /// All different readings of one block.
 fn readings_of(layout: &Layout, block: &Block) -> Vec<Vec<u8>> {
-    let missing: ColumnSet =
-        layout.columns().iter().filter(|column| block.columns[column.index()].is_none()).collect();
+    let missing: ColumnSet = layout
+        .columns()
+        .iter()
+        .filter(|column| block.columns[column.index()].is_none())
+        .collect();
     let bytes = |column: Column| {
-        block.columns[column.index()].as_deref().expect("recipes use columns that were read")
+        block.columns[column.index()]
+            .as_deref()
+            .expect("recipes use columns that were read")
     };
-    let Piece { stripe, data_unit, .. } = block.piece;
+    let Piece {
+        stripe, data_unit, ..
+    } = block.piece;
     let failed = layout.members_of(missing);
     let mut readings: Vec<Vec<u8>> = Vec::new();
     for recipe in layout.reconstructions(stripe, data_unit, failed) {

@@ -23,7 +23,10 @@ impl Array {
         let mut problems = Vec::new();
         for index in self.in_use().iter() {
             let member = self.member(index);
-            let wanted = Superblock { member: index, record: record.clone() };
+            let wanted = Superblock {
+                member: index,
+                record: record.clone(),
+            };
             let facts = DeviceFacts {
                 size_bytes: record.members[index.index()].size_bytes,
                 ..self.backend.facts(self.device(index))

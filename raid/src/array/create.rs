@@ -61,7 +61,10 @@ impl Array {
             ));
         }
         let mut devices = Devices::new(Arc::clone(&backend));
-        let mode = OpenMode { writable: true, lock_patience: LOCK_PATIENCE };
+        let mode = OpenMode {
+            writable: true,
+            lock_patience: LOCK_PATIENCE,
+        };
         let opened = open_members(&mut devices, &spec.members, mode, true)?;
         if !spec.force {
             for member in &opened {
@@ -79,19 +82,25 @@ impl Array {
             geometry,
             current_layout: layout.id,
             layouts: vec![layout],
-            members: opened.iter().map(|m| record_of(m, &geometry, witness.as_ref())).collect(),
+            members: opened
+                .iter()
+                .map(|m| record_of(m, &geometry, witness.as_ref()))
+                .collect(),
             engine_record: engine_record.to_vec(),
         };
         lay_out(backend.as_ref(), &opened, &record)?;
         write_first(backend.as_ref(), &opened, &record)?;
-        let members = opened.into_iter().zip(&record.members).map(|(member, row)| Member {
-            uuid: row.uuid,
-            path: member.path,
-            device: Some(member.device),
-            present: true,
-            errors: AtomicU64::new(0),
-            repaired: AtomicU64::new(0),
-        });
+        let members = opened
+            .into_iter()
+            .zip(&record.members)
+            .map(|(member, row)| Member {
+                uuid: row.uuid,
+                path: member.path,
+                device: Some(member.device),
+                present: true,
+                errors: AtomicU64::new(0),
+                repaired: AtomicU64::new(0),
+            });
         let members: Vec<_> = members.collect();
         let array = Array::assemble(Parts {
             backend,
@@ -145,7 +154,11 @@ fn geometry_of(
     segment: &SegmentGeometry,
     opened: &[OpenMember],
 ) -> Result<Geometry, RaidError> {
-    let smallest = opened.iter().map(|member| member.facts.size_bytes).min().unwrap_or(0);
+    let smallest = opened
+        .iter()
+        .map(|member| member.facts.size_bytes)
+        .min()
+        .unwrap_or(0);
     let block = BLOCK_BYTES as u64;
     let journal_bytes = spec.sizes.journal_bytes.unwrap_or_else(|| {
         let share = (smallest / 64).clamp(DEFAULT_JOURNAL_MIN, DEFAULT_JOURNAL_MAX);
@@ -208,10 +221,19 @@ fn lay_out(
     for member in opened {
         let end = member.facts.size_bytes - SUPERBLOCK_AREA_BYTES;
         areas.push(area(member, 0, IoOp::Preallocate { length: front }));
-        areas.push(area(member, end, IoOp::Preallocate { length: SUPERBLOCK_AREA_BYTES }));
+        areas.push(area(
+            member,
+            end,
+            IoOp::Preallocate {
+                length: SUPERBLOCK_AREA_BYTES,
+            },
+        ));
     }
     run_all(backend, &mut areas, opened, 2)?;
-    let mut syncs: Vec<Io> = opened.iter().map(|member| area(member, 0, IoOp::Sync)).collect();
+    let mut syncs: Vec<Io> = opened
+        .iter()
+        .map(|member| area(member, 0, IoOp::Sync))
+        .collect();
     run_all(backend, &mut syncs, opened, 1)
 }
 
@@ -230,8 +252,16 @@ fn write_first(
                 encode(record, index, &mut bytes);
                 let offset = places(record.sequence, member.facts.size_bytes)[place];
                 let data = vec![BufSlice::from(bytes)];
-                let op = IoOp::Write { data, durable: true };
-                Io { device: member.device, offset, op, outcome: None }
+                let op = IoOp::Write {
+                    data,
+                    durable: true,
+                };
+                Io {
+                    device: member.device,
+                    offset,
+                    op,
+                    outcome: None,
+                }
             })
             .collect();
         run_all(backend, &mut batch, opened, 1)?;

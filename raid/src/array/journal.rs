@@ -31,8 +31,10 @@ impl Array {
         loop {
             let used = self.in_use();
             let wanted = self.current_layout().journal_members(used);
-            let targets: Vec<_> =
-                wanted.into_iter().filter(|member| !holders.contains(*member)).collect();
+            let targets: Vec<_> = wanted
+                .into_iter()
+                .filter(|member| !holders.contains(*member))
+                .collect();
             if targets.is_empty() {
                 return self.barrier(used);
             }
@@ -40,16 +42,29 @@ impl Array {
                 .iter()
                 .map(|member| {
                     let data = vec![BufSlice::whole(Arc::clone(data))];
-                    self.io(*member, offset, IoOp::Write { data, durable: true })
+                    self.io(
+                        *member,
+                        offset,
+                        IoOp::Write {
+                            data,
+                            durable: true,
+                        },
+                    )
                 })
                 .collect();
             self.run(&mut batch, targets.iter().copied());
-            let outcomes = batch.iter().map(|io| &io.outcome).zip(targets.iter().copied());
+            let outcomes = batch
+                .iter()
+                .map(|io| &io.outcome)
+                .zip(targets.iter().copied());
             let full = self.settle_writes("a journal write failed", outcomes)?;
             if let Some(full) = full {
                 return Err(full);
             }
-            let written = batch.iter().zip(&targets).filter(|(io, _)| is_ok(&io.outcome));
+            let written = batch
+                .iter()
+                .zip(&targets)
+                .filter(|(io, _)| is_ok(&io.outcome));
             holders = holders.union(written.map(|(_, member)| *member).collect());
         }
     }
@@ -83,7 +98,10 @@ impl Array {
             (Some(Err(error)), _) => {
                 self.count_error(member);
                 let path = self.member(member).path.display();
-                Err(RaidError::io(format!("Cannot read the journal on {path}"), error))
+                Err(RaidError::io(
+                    format!("Cannot read the journal on {path}"),
+                    error,
+                ))
             }
             _ => unreachable!("a read that ran stays a read and has an outcome"),
         }

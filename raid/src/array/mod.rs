@@ -126,7 +126,15 @@ struct Parts {
 
 impl Array {
     fn assemble(parts: Parts) -> Self {
-        let Parts { backend, witness, read_only, stall_limit, record, in_use, members } = parts;
+        let Parts {
+            backend,
+            witness,
+            read_only,
+            stall_limit,
+            record,
+            in_use,
+            members,
+        } = parts;
         let all: MemberSet = record.indices().collect();
         let slot_count = record.members.iter().map(|member| member.slot_count).min();
         let devices = members.iter().map(|member| member.device).collect();
@@ -179,7 +187,8 @@ impl Array {
 
     /// The layout for new segments.
     pub fn current_layout(&self) -> &Layout {
-        self.layout(self.current_layout).expect("the record holds its current layout")
+        self.layout(self.current_layout)
+            .expect("the record holds its current layout")
     }
 
     /// Data bytes in one stripe of the current layout.
@@ -189,12 +198,14 @@ impl Array {
 
     /// Stripes in one segment of the current layout.
     pub fn stripes_per_segment(&self) -> u32 {
-        self.segment_geometry(self.current_layout()).stripes_per_segment
+        self.segment_geometry(self.current_layout())
+            .stripes_per_segment
     }
 
     /// Data bytes in one segment; below 2^24.
     pub fn segment_data_bytes(&self) -> u32 {
-        self.segment_geometry(self.current_layout()).segment_data_bytes()
+        self.segment_geometry(self.current_layout())
+            .segment_data_bytes()
     }
 
     /// Segments the members can hold.
@@ -236,7 +247,11 @@ impl Array {
                 repaired: member.repaired.load(Ordering::Relaxed),
             }
         });
-        ArrayStatus { state, members: members.collect(), stopped }
+        ArrayStatus {
+            state,
+            members: members.collect(),
+            stopped,
+        }
     }
 
     /// Fails a member; on `Ok` the degrade barrier is durable (R2).
@@ -284,7 +299,9 @@ impl Array {
         if let crate::layout::Slots::PerMember(slots) = &placement.slots
             && slots.len() != layout.members.len()
         {
-            return Err(invalid("The placement has a wrong number of slots".to_owned()));
+            return Err(invalid(
+                "The placement has a wrong number of slots".to_owned(),
+            ));
         }
         for column in layout.columns().iter() {
             let slot = placement.slot(column);
@@ -313,12 +330,19 @@ impl Array {
 
     /// A buffer for a while, its contents arbitrary.
     fn scratch(&self, length: usize) -> AlignedBuf {
-        self.scratch.try_take(length).unwrap_or_else(|| AlignedBuf::zeroed(length))
+        self.scratch
+            .try_take(length)
+            .unwrap_or_else(|| AlignedBuf::zeroed(length))
     }
 
     /// An operation on a member.
     fn io(&self, member: MemberIndex, offset: u64, op: IoOp) -> Io {
-        Io { device: self.device(member), offset, op, outcome: None }
+        Io {
+            device: self.device(member),
+            offset,
+            op,
+            outcome: None,
+        }
     }
 
     /// Runs a batch whose n-th operation is for the n-th of `members`.
@@ -328,11 +352,15 @@ impl Array {
         let completed = batch.iter().zip(members).filter(|(io, _)| {
             !matches!(&io.outcome, Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut)
         });
-        self.progress.completed(verdict.tick(), completed.map(|(_, member)| member));
+        self.progress
+            .completed(verdict.tick(), completed.map(|(_, member)| member));
     }
 
     fn read_only_error(&self) -> RaidError {
-        RaidError::new(Kind::ReadOnly, format!("Pool {} is open read-only", self.pool))
+        RaidError::new(
+            Kind::ReadOnly,
+            format!("Pool {} is open read-only", self.pool),
+        )
     }
 
     /// Whether writing is possible at all.
@@ -354,7 +382,10 @@ impl Array {
             return Ok(());
         }
         let reason = self.stop_reason.lock().clone().unwrap_or_default();
-        Err(RaidError::new(Kind::Stopped, format!("Writes have stopped: {reason}")))
+        Err(RaidError::new(
+            Kind::Stopped,
+            format!("Writes have stopped: {reason}"),
+        ))
     }
 
     /// Stops all writes of this process for good. The first reason stays.

@@ -47,14 +47,20 @@ impl Array {
         options: &OpenOptions,
     ) -> Result<Array, RaidError> {
         let witnessed = witness.load()?;
-        let mode =
-            OpenMode { writable: !options.read_only, lock_patience: options.lock_patience };
+        let mode = OpenMode {
+            writable: !options.read_only,
+            lock_patience: options.lock_patience,
+        };
         let mut devices = Devices::new(Arc::clone(&backend));
         let mut candidates = Vec::new();
         let mut found = Vec::new();
         for member in open_members(&mut devices, members, mode, false)? {
-            let copies =
-                read_copies(backend.as_ref(), member.device, &member.facts, mode.writable);
+            let copies = read_copies(
+                backend.as_ref(),
+                member.device,
+                &member.facts,
+                mode.writable,
+            );
             let Some(superblock) = identify(&member.path, &copies)? else {
                 devices.close(member.device);
                 continue;
@@ -62,8 +68,16 @@ impl Array {
             let (path, size_bytes) = (member.path.clone(), member.facts.size_bytes);
             let superblock = superblock.clone();
             let index = superblock.member;
-            found.push(Found { path, superblock, size_bytes });
-            candidates.push(Candidate { member, copies, index });
+            found.push(Found {
+                path,
+                superblock,
+                size_bytes,
+            });
+            candidates.push(Candidate {
+                member,
+                copies,
+                index,
+            });
         }
         let choice = choose(&found, witnessed.as_ref(), options.force)?;
         let lacking = lacking_copies(&choice, &candidates);
@@ -78,11 +92,12 @@ impl Array {
             members,
         });
         devices.keep();
+        array.note_changes(&choice.changes)?;
         if array.read_only {
             return Ok(array);
         }
         array.write_missing_copies(&lacking)?;
-        array.record_changes(&choice.changes)?;
+        array.flush_changes()?;
         array.refresh_witness()?;
         Ok(array)
     }
@@ -94,9 +109,14 @@ fn lacking_copies(choice: &Choice, candidates: &[Candidate]) -> Vec<(MemberIndex
         .iter()
         .filter(|candidate| choice.in_sync.contains(candidate.index))
         .map(|candidate| {
-            let wanted =
-                Superblock { member: candidate.index, record: choice.record.clone() };
-            (candidate.index, candidate.copies.holds(&wanted).map(|holds| !holds))
+            let wanted = Superblock {
+                member: candidate.index,
+                record: choice.record.clone(),
+            };
+            (
+                candidate.index,
+                candidate.copies.holds(&wanted).map(|holds| !holds),
+            )
         })
         .filter(|(_, lacks)| lacks.contains(&true));
     lacking.collect()
@@ -110,8 +130,8 @@ fn members_of(
 ) -> Vec<Member> {
     let members = choice.record.indices().map(|index| {
         let candidate = candidates.iter().find(|candidate| candidate.index == index);
-        let known = witnessed
-            .and_then(|record| record.members.iter().find(|member| member.index == index));
+        let known =
+            witnessed.and_then(|record| record.members.iter().find(|member| member.index == index));
         let path = candidate
             .map(|candidate| candidate.member.path.clone())
             .or_else(|| known.map(|known| known.path.clone()));

@@ -54,9 +54,17 @@ struct Extent {
 /// Where a job's bytes come from in this round.
 enum Source {
     /// From an extent, at this byte.
-    Direct { column: Column, extent: usize, at: u32 },
+    Direct {
+        column: Column,
+        extent: usize,
+        at: u32,
+    },
     /// Solved from extents, the columns of `read` in order from `first`.
-    Solve { erased: ColumnSet, read: ColumnSet, first: usize },
+    Solve {
+        erased: ColumnSet,
+        read: ColumnSet,
+        first: usize,
+    },
 }
 
 impl Array {
@@ -170,12 +178,23 @@ impl Array {
         in_use: MemberSet,
         extents: &mut Vec<Extent>,
     ) -> Option<Source> {
-        let layout = self.layout_of(&read.placement).expect("checked when it was planned");
-        let Piece { stripe, data_unit, offset_in_unit, length, .. } = job.piece;
+        let layout = self
+            .layout_of(&read.placement)
+            .expect("checked when it was planned");
+        let Piece {
+            stripe,
+            data_unit,
+            offset_in_unit,
+            length,
+            ..
+        } = job.piece;
         let offset = |column| {
             self.unit_offset(layout, &read.placement, column, stripe) + u64::from(offset_in_unit)
         };
-        let failed = self.all.difference(in_use).union(layout.members_of(job.bad));
+        let failed = self
+            .all
+            .difference(in_use)
+            .union(layout.members_of(job.bad));
         match layout.read_plan(stripe, data_unit, failed) {
             ReadPlan::Lost => None,
             ReadPlan::Direct(columns) => {
@@ -188,7 +207,10 @@ impl Array {
                 let (extent, at) = add_extent(extents, member, offset(column), job, read);
                 Some(Source::Direct { column, extent, at })
             }
-            ReadPlan::Solve { erased, read: columns } => {
+            ReadPlan::Solve {
+                erased,
+                read: columns,
+            } => {
                 let first = extents.len();
                 extents.extend(columns.iter().map(|column| Extent {
                     member: layout.member(column),
@@ -198,7 +220,11 @@ impl Array {
                     open: false,
                     shared: false,
                 }));
-                Some(Source::Solve { erased, read: columns, first })
+                Some(Source::Solve {
+                    erased,
+                    read: columns,
+                    first,
+                })
             }
         }
     }
@@ -255,7 +281,11 @@ fn add_extent(
 ) -> (usize, u32) {
     let length = job.piece.length;
     // The last one of the same member is at most a stripe's width back.
-    let recent = extents.iter_mut().enumerate().rev().take(crate::MAX_MEMBERS);
+    let recent = extents
+        .iter_mut()
+        .enumerate()
+        .rev()
+        .take(crate::MAX_MEMBERS);
     let follows = recent
         .filter(|(_, extent)| extent.member == member)
         .take(1)
@@ -276,7 +306,14 @@ fn add_extent(
     let whole = length as usize == read.buffer.len();
     let fills = whole.then_some(job.read);
     let open = !job.alone;
-    extents.push(Extent { member, offset, length, fills, open, shared: false });
+    extents.push(Extent {
+        member,
+        offset,
+        length,
+        fills,
+        open,
+        shared: false,
+    });
     (extents.len() - 1, 0)
 }
 
@@ -285,7 +322,9 @@ fn add_extent(
 fn give_back(reads: &mut [SegmentRead], extents: &[Extent], batch: &mut [Io]) {
     for (extent, io) in extents.iter().zip(batch) {
         let Some(read) = extent.fills else { continue };
-        let IoOp::Read(buffer) = &mut io.op else { continue };
+        let IoOp::Read(buffer) = &mut io.op else {
+            continue;
+        };
         let mut buffer = mem::take(buffer);
         if buffer.len() != extent.length as usize {
             buffer = AlignedBuf::zeroed(extent.length as usize);
@@ -317,7 +356,11 @@ fn place(
             }
             ColumnSet::EMPTY
         }
-        Source::Solve { erased, read: columns, first } => {
+        Source::Solve {
+            erased,
+            read: columns,
+            first,
+        } => {
             let bad: ColumnSet = columns
                 .iter()
                 .zip(&batch[first..])
@@ -328,13 +371,24 @@ fn place(
                 return bad;
             }
             let read = &mut reads[job.read];
-            let layout = array.layout_of(&read.placement).expect("checked when it was planned");
+            let layout = array
+                .layout_of(&read.placement)
+                .expect("checked when it was planned");
             let present = |wanted: Column| {
                 let n = columns.iter().position(|column| column == wanted);
                 bytes_of(&batch[first + n.expect("all columns that are not erased were read")])
             };
-            let Piece { stripe, data_unit, .. } = job.piece;
-            solve(layout, stripe, data_unit, erased, present, &mut read.buffer[range]);
+            let Piece {
+                stripe, data_unit, ..
+            } = job.piece;
+            solve(
+                layout,
+                stripe,
+                data_unit,
+                erased,
+                present,
+                &mut read.buffer[range],
+            );
             ColumnSet::EMPTY
         }
     }
@@ -357,6 +411,11 @@ fn blocks_of(job: Job) -> impl Iterator<Item = Job> {
             length: block,
             ..job.piece
         };
-        Job { piece, bad: ColumnSet::EMPTY, alone: true, ..job }
+        Job {
+            piece,
+            bad: ColumnSet::EMPTY,
+            alone: true,
+            ..job
+        }
     })
 }

@@ -34,10 +34,11 @@ impl Array {
         self.may_write()?;
         let layout = self.layout_of(placement)?;
         let block = BLOCK_BYTES as u32;
-        let end = u32::try_from(bytes.len()).ok().and_then(|length| offset.checked_add(length));
-        let end = end.ok_or_else(|| {
-            RaidError::new(Kind::InvalidArgument, "The range leaves its segment")
-        })?;
+        let end = u32::try_from(bytes.len())
+            .ok()
+            .and_then(|length| offset.checked_add(length));
+        let end = end
+            .ok_or_else(|| RaidError::new(Kind::InvalidArgument, "The range leaves its segment"))?;
         let first = offset / block * block;
         let length = end.div_ceil(block) * block - first;
         let pieces = self.pieces(layout, first, length as usize)?;
@@ -47,11 +48,10 @@ impl Array {
         for piece in pieces.flat_map(super::alternatives::blocks_of) {
             let start = first + piece.offset_in_range;
             let verified = start.max(offset)..(start + block).min(end);
-            let source = &bytes
-                [(verified.start - offset) as usize..(verified.end - offset) as usize];
+            let source =
+                &bytes[(verified.start - offset) as usize..(verified.end - offset) as usize];
             let at = (verified.start - start) as usize;
-            repaired = repaired
-                .union(self.rewrite_block(layout, placement, &piece, at, source)?);
+            repaired = repaired.union(self.rewrite_block(layout, placement, &piece, at, source)?);
         }
         for member in repaired.iter() {
             self.member(member).repaired.fetch_add(1, Ordering::Relaxed);
@@ -82,8 +82,7 @@ impl Array {
                 None => {
                     let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
                     let whole = source.len() == BLOCK_BYTES;
-                    if !whole && !self.rebuild_block(layout, placement, piece, column, &mut block)
-                    {
+                    if !whole && !self.rebuild_block(layout, placement, piece, column, &mut block) {
                         continue;
                     }
                     block
@@ -93,12 +92,22 @@ impl Array {
             let member = layout.member(column);
             let offset = self.block_offset(layout, placement, piece, column);
             let data = vec![BufSlice::from(block)];
-            batch.push(self.io(member, offset, IoOp::Write { data, durable: false }));
+            batch.push(self.io(
+                member,
+                offset,
+                IoOp::Write {
+                    data,
+                    durable: false,
+                },
+            ));
             targets.push(member);
         }
         // Not synced: if the write is lost, the damage is found once more.
         self.run(&mut batch, targets.iter().copied());
-        let outcomes = batch.iter().map(|io| &io.outcome).zip(targets.iter().copied());
+        let outcomes = batch
+            .iter()
+            .map(|io| &io.outcome)
+            .zip(targets.iter().copied());
         let full = self.settle_writes("a repairing write failed", outcomes)?;
         match full {
             Some(full) => Err(full),
@@ -113,8 +122,7 @@ impl Array {
         piece: &Piece,
         column: Column,
     ) -> u64 {
-        self.unit_offset(layout, placement, column, piece.stripe)
-            + u64::from(piece.offset_in_unit)
+        self.unit_offset(layout, placement, column, piece.stripe) + u64::from(piece.offset_in_unit)
     }
 
     fn read_column_block(
@@ -150,7 +158,10 @@ impl Array {
     ) -> bool {
         let mut bad = ColumnSet::of(column);
         loop {
-            let failed = self.all.difference(self.in_use()).union(layout.members_of(bad));
+            let failed = self
+                .all
+                .difference(self.in_use())
+                .union(layout.members_of(bad));
             let columns = match layout.read_plan(piece.stripe, piece.data_unit, failed) {
                 ReadPlan::Lost => return false,
                 ReadPlan::Direct(copies) => copies.iter().take(1).collect(),
@@ -160,15 +171,20 @@ impl Array {
                 .iter()
                 .map(|c| (c, self.read_column_block(layout, placement, piece, c)))
                 .collect();
-            let failed_now: ColumnSet =
-                read.iter().filter(|(_, bytes)| bytes.is_none()).map(|(c, _)| *c).collect();
+            let failed_now: ColumnSet = read
+                .iter()
+                .filter(|(_, bytes)| bytes.is_none())
+                .map(|(c, _)| *c)
+                .collect();
             if !failed_now.is_empty() {
                 bad = bad.union(failed_now);
                 continue;
             }
             let bytes = |wanted: Column| {
                 let found = read.iter().find(|(column, _)| *column == wanted);
-                found.and_then(|(_, bytes)| bytes.as_deref()).expect("all were read")
+                found
+                    .and_then(|(_, bytes)| bytes.as_deref())
+                    .expect("all were read")
             };
             let copies = layout.locate(piece.stripe, piece.data_unit);
             match columns.iter().find(|column| copies.contains(*column)) {

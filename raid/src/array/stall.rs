@@ -68,7 +68,9 @@ impl Progress {
     fn probe(self: &Arc<Self>, members: MemberSet) {
         for member in members.iter() {
             let bit = MemberSet::of(member).0;
-            let Some(device) = self.devices[member.index()] else { continue };
+            let Some(device) = self.devices[member.index()] else {
+                continue;
+            };
             if self.probing.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
                 continue;
             }
@@ -81,7 +83,11 @@ impl Progress {
                 }
                 progress.probing.fetch_and(!bit, Ordering::AcqRel);
             };
-            if std::thread::Builder::new().name("stall-probe".into()).spawn(run).is_err() {
+            if std::thread::Builder::new()
+                .name("stall-probe".into())
+                .spawn(run)
+                .is_err()
+            {
                 self.probing.fetch_and(!bit, Ordering::AcqRel);
             }
         }
@@ -135,7 +141,10 @@ impl<'a> BatchVerdict<'a> {
 impl Verdict for BatchVerdict<'_> {
     fn abandon(&self, device: DeviceHandle) -> bool {
         let array = self.array;
-        let Some(stalled) = array.all.iter().find(|m| array.member(*m).device == Some(device))
+        let Some(stalled) = array
+            .all
+            .iter()
+            .find(|m| array.member(*m).device == Some(device))
         else {
             return false;
         };
@@ -158,5 +167,120 @@ impl Verdict for BatchVerdict<'_> {
             tracing::warn!(member = %stalled, ?waited, "giving up on a stalled member");
         }
         abandon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{CreateSpec, Level, MemoryWitness, OpenOptions, Sizes, device::sim::SimWorld};
+
+    /// An array whose stall limit has always passed.
+    fn array(level: Level, width: usize) -> Array {
+        let world = SimWorld::new(1);
+        let members: Vec<PathBuf> = (0..width).map(|n| format!("disk{n}").into()).collect();
+        for path in &members {
+            world.add_device(path, 4 << 20);
+        }
+        let witness = MemoryWitness::new();
+        let sizes = Sizes {
+            segment_data_bytes_target: 1 << 18,
+            journal_bytes: Some(1 << 16),
+        };
+        let spec = CreateSpec {
+            level,
+            stripe_unit_bytes: 4096,
+            members,
+            force: false,
+            sizes,
+        };
+        Array::create(world.backend(), &spec, b"", Box::new(witness.clone())).unwrap();
+        let options = OpenOptions {
+            stall_limit: Duration::ZERO,
+            ..OpenOptions::default()
+        };
+        Array::open(world.backend(), &spec.members, Box::new(witness), &options).unwrap()
+    }
+
+    fn members(members: &[u8]) -> MemberSet {
+        members.iter().map(|member| MemberIndex(*member)).collect()
+    }
+
+    /// Asks in rounds about `stalled`, as a backend does that waits for them;
+    /// who was given up.
+    fn given_up(verdict: &BatchVerdict<'_>, stalled: &[u8]) -> Vec<u8> {
+        let mut given_up = Vec::new();
+        for _ in 0..5 {
+            for member in stalled {
+                if !given_up.contains(member)
+                    && verdict.abandon(verdict.array.device(MemberIndex(*member)))
+                {
+                    given_up.push(*member);
+                }
+            }
+        }
+        given_up
+    }
+
+    #[test]
+    fn r4_one_that_stalls_while_the_others_finish_is_given_up() {
+        let array = array(Level::Raid5, 4);
+        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+        assert_eq!(given_up(&verdict, &[2]), [2]);
+    }
+
+    #[test]
+    fn r4_when_all_stall_everybody_waits() {
+        for level in [Level::Raid1, Level::Raid5, Level::Raid6, Level::Raid10] {
+            let array = array(level, 4);
+            let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+            assert_eq!(given_up(&verdict, &[0, 1, 2, 3]), [0u8; 0], "{level}");
+        }
+    }
+
+    #[test]
+    fn r4_more_stalls_than_survivable_fail_nobody() {
+        let array = array(Level::Raid5, 4);
+        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+        assert_eq!(given_up(&verdict, &[1, 2]), [0u8; 0]);
+        let array = self::array(Level::Raid6, 5);
+        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3, 4]));
+        assert_eq!(
+            given_up(&verdict, &[1, 2]),
+            [1, 2],
+            "RAID 6 does without both"
+        );
+    }
+
+    #[test]
+    fn r4_other_batches_count_only_if_they_began_later() {
+        let array = array(Level::Raid5, 3);
+        let earlier = array.progress.begin();
+        let verdict = BatchVerdict::new(&array, members(&[1]));
+        assert_eq!(
+            given_up(&verdict, &[1]),
+            [0u8; 0],
+            "nothing is known of the others"
+        );
+        array.progress.completed(earlier, members(&[0, 2]).iter());
+        assert_eq!(given_up(&verdict, &[1]), [0u8; 0], "those began before");
+        let later = array.progress.begin();
+        array.progress.completed(later, members(&[0]).iter());
+        assert_eq!(given_up(&verdict, &[1]), [0u8; 0], "one is not enough");
+        array.progress.completed(later, members(&[2]).iter());
+        assert_eq!(given_up(&verdict, &[1]), [1]);
+    }
+
+    #[test]
+    fn r4_a_probe_shows_that_the_others_answer() {
+        let array = array(Level::Raid5, 3);
+        let verdict = BatchVerdict::new(&array, members(&[1]));
+        array.progress.probe(members(&[0, 2]));
+        while array.progress.probing.load(Ordering::Acquire) != 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(given_up(&verdict, &[1]), [1]);
     }
 }

@@ -47,7 +47,10 @@ pub(super) struct Superblocks {
 impl Superblocks {
     pub(super) fn new(record: PoolRecord) -> Self {
         let length = SUPERBLOCK_BYTES as usize;
-        let buffers = record.members.iter().map(|_| Arc::new(AlignedBuf::zeroed(length)));
+        let buffers = record
+            .members
+            .iter()
+            .map(|_| Arc::new(AlignedBuf::zeroed(length)));
         Self {
             buffers: buffers.collect(),
             desired: record.clone(),
@@ -128,14 +131,13 @@ impl Array {
         self.wait_for(state, version)
     }
 
-    /// Records standings found while opening, before the first write (R1).
-    pub(super) fn record_changes(
+    /// Notes standings found while opening. Done before anything is written,
+    /// because members that are not there cannot be written to; made durable
+    /// by [`Array::flush_changes`].
+    pub(super) fn note_changes(
         &self,
         changes: &[(MemberIndex, Standing)],
     ) -> Result<(), RaidError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
         let mut state = self.superblocks.lock();
         for (member, standing) in changes {
             let why = match standing {
@@ -145,6 +147,12 @@ impl Array {
             };
             self.note_failures(&mut state, MemberSet::of(*member), *standing, why)?;
         }
+        Ok(())
+    }
+
+    /// Makes everything noted durable: R1, before the first write.
+    pub(super) fn flush_changes(&self) -> Result<(), RaidError> {
+        let state = self.superblocks.lock();
         let version = state.desired_version;
         self.wait_for(state, version)
     }
@@ -153,7 +161,10 @@ impl Array {
     /// on disk. `used` are the members that took part.
     pub(super) fn barrier(&self, used: MemberSet) -> Result<(), RaidError> {
         let skipped = self.all.difference(used);
-        if skipped.difference(MemberSet(self.recorded.load(Ordering::Acquire))).is_empty() {
+        if skipped
+            .difference(MemberSet(self.recorded.load(Ordering::Acquire)))
+            .is_empty()
+        {
             return Ok(());
         }
         let state = self.superblocks.lock();
@@ -266,7 +277,8 @@ impl Array {
         if failing.is_empty() {
             state.witnessed = Some(record.history.head());
             state.durable_version = version;
-            self.recorded.store(record.not_in_sync().0, Ordering::Release);
+            self.recorded
+                .store(record.not_in_sync().0, Ordering::Release);
         }
         state.durable = record;
         Ok(())
@@ -301,7 +313,14 @@ impl Array {
                     let size = record.members[member.index()].size_bytes;
                     let data = vec![BufSlice::whole(Arc::clone(&buffers[member.index()]))];
                     let offset = places(record.sequence, size)[place];
-                    self.io(member, offset, IoOp::Write { data, durable: true })
+                    self.io(
+                        member,
+                        offset,
+                        IoOp::Write {
+                            data,
+                            durable: true,
+                        },
+                    )
                 })
                 .collect();
             self.run(&mut batch, targets.iter());
@@ -343,7 +362,14 @@ impl Array {
                     encode(&record, *member, &mut bytes);
                     let size = record.members[member.index()].size_bytes;
                     let offset = places(record.sequence, size)[place];
-                    self.io(*member, offset, IoOp::Write { data: vec![bytes.into()], durable: true })
+                    self.io(
+                        *member,
+                        offset,
+                        IoOp::Write {
+                            data: vec![bytes.into()],
+                            durable: true,
+                        },
+                    )
                 })
                 .collect();
             self.run(&mut batch, targets.iter().copied());
@@ -355,7 +381,11 @@ impl Array {
                 }
             }
         }
-        if failing.is_empty() { Ok(()) } else { self.degrade(failing, &why) }
+        if failing.is_empty() {
+            Ok(())
+        } else {
+            self.degrade(failing, &why)
+        }
     }
 
     /// R3: makes the witness say what the superblocks say, and where the
@@ -427,7 +457,10 @@ impl Array {
 
 /// The members that a record calls in sync.
 fn record_in_sync(record: &PoolRecord) -> MemberSet {
-    record.indices().collect::<MemberSet>().difference(record.not_in_sync())
+    record
+        .indices()
+        .collect::<MemberSet>()
+        .difference(record.not_in_sync())
 }
 
 /// Refuses an engine record that does not fit.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use crate::{MemberIndex, Level, Placement, RaidError, device::AlignedBuf};
+use crate::{Level, MemberIndex, Placement, RaidError, device::AlignedBuf};
 
 /// Sizes that simulation makes tiny (R24).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,10 @@ impl Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { segment_data_bytes_target: 8 << 20, journal_bytes: None }
+        Self {
+            segment_data_bytes_target: 8 << 20,
+            journal_bytes: None,
+        }
     }
 }
 
@@ -149,4 +152,3 @@ pub struct ArrayStatus {
     /// Why writes have stopped, if they have.
     pub stopped: Option<String>,
 }
-

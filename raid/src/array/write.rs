@@ -45,12 +45,22 @@ impl Array {
                 let data = column_data(layout, run, &parity, column);
                 let offset = self.unit_offset(layout, &first.placement, column, first.stripe);
                 let member = layout.member(column);
-                batch.push(self.io(member, offset, IoOp::Write { data, durable: false }));
+                batch.push(self.io(
+                    member,
+                    offset,
+                    IoOp::Write {
+                        data,
+                        durable: false,
+                    },
+                ));
                 targets.push(member);
             }
         }
         self.run(&mut batch, targets.iter().copied());
-        let outcomes = batch.iter().map(|io| &io.outcome).zip(targets.iter().copied());
+        let outcomes = batch
+            .iter()
+            .map(|io| &io.outcome)
+            .zip(targets.iter().copied());
         if let Some(full) = self.settle_writes("a write failed", outcomes)? {
             return Err(full);
         }
@@ -65,8 +75,10 @@ impl Array {
     pub fn sync(&self) -> Result<(), RaidError> {
         self.may_write()?;
         let used = self.in_use();
-        let mut batch: Vec<Io> =
-            used.iter().map(|member| self.io(member, 0, IoOp::Sync)).collect();
+        let mut batch: Vec<Io> = used
+            .iter()
+            .map(|member| self.io(member, 0, IoOp::Sync))
+            .collect();
         self.run(&mut batch, used.iter());
         let mut failing = MemberSet::EMPTY;
         let mut why = String::new();
@@ -90,7 +102,9 @@ impl Array {
         if self.may_write().is_err() {
             return;
         }
-        let Ok(layout) = self.layout_of(placement) else { return };
+        let Ok(layout) = self.layout_of(placement) else {
+            return;
+        };
         let columns = layout.columns_of(self.in_use());
         let mut batch: Vec<_> = columns
             .iter()
@@ -100,7 +114,10 @@ impl Array {
                 self.io(layout.member(column), offset, IoOp::Discard { length })
             })
             .collect();
-        self.run(&mut batch, columns.iter().map(|column| layout.member(column)));
+        self.run(
+            &mut batch,
+            columns.iter().map(|column| layout.member(column)),
+        );
         for (io, column) in batch.iter().zip(columns.iter()) {
             if let Some(Err(error)) = &io.outcome {
                 tracing::debug!(member = %layout.member(column), %error, "discard failed");
@@ -135,7 +152,11 @@ impl Array {
             return Parity::default();
         }
         let mut p = self.scratch(unit * run.len());
-        let mut q = if has_q { self.scratch(unit * run.len()) } else { AlignedBuf::empty() };
+        let mut q = if has_q {
+            self.scratch(unit * run.len())
+        } else {
+            AlignedBuf::empty()
+        };
         let mut q_units = q.chunks_mut(unit);
         for (write, p_unit) in run.iter().zip(p.chunks_mut(unit)) {
             let data: Vec<&[u8]> = write.data.chunks(unit).collect();
@@ -144,7 +165,10 @@ impl Array {
                 None => parity::generate_p(&data, p_unit),
             }
         }
-        Parity { p: Some(Arc::new(p)), q: has_q.then(|| Arc::new(q)) }
+        Parity {
+            p: Some(Arc::new(p)),
+            q: has_q.then(|| Arc::new(q)),
+        }
     }
 }
 
@@ -168,10 +192,19 @@ fn column_data(
     let part = |buffer: &Arc<AlignedBuf>, n: usize| {
         BufSlice::new(Arc::clone(buffer), n * unit..(n + 1) * unit)
     };
-    let slices = run.iter().enumerate().map(|(n, write)| match layout.role(write.stripe, column) {
-        Role::Data(k) | Role::Mirror(k) => part(&write.data, k as usize),
-        Role::P => part(parity.p.as_ref().expect("a layout with a P column has P"), n),
-        Role::Q => part(parity.q.as_ref().expect("a layout with a Q column has Q"), n),
-    });
+    let slices = run
+        .iter()
+        .enumerate()
+        .map(|(n, write)| match layout.role(write.stripe, column) {
+            Role::Data(k) | Role::Mirror(k) => part(&write.data, k as usize),
+            Role::P => part(
+                parity.p.as_ref().expect("a layout with a P column has P"),
+                n,
+            ),
+            Role::Q => part(
+                parity.q.as_ref().expect("a layout with a Q column has Q"),
+                n,
+            ),
+        });
     slices.collect()
 }

@@ -37,8 +37,15 @@ fn record(level: Level, width: u8) -> PoolRecord {
 }
 
 fn found(record: &PoolRecord, member: u8) -> Found {
-    let superblock = Superblock { member: MemberIndex(member), record: record.clone() };
-    Found { path: PathBuf::from(format!("disk{member}")), superblock, size_bytes: SIZE }
+    let superblock = Superblock {
+        member: MemberIndex(member),
+        record: record.clone(),
+    };
+    Found {
+        path: PathBuf::from(format!("disk{member}")),
+        superblock,
+        size_bytes: SIZE,
+    }
 }
 
 /// The record after `failed` were recorded under the change `id`.
@@ -53,7 +60,10 @@ fn without(record: &PoolRecord, failed: &[u8], id: u128) -> PoolRecord {
 }
 
 fn later(record: &PoolRecord, by: u64) -> PoolRecord {
-    PoolRecord { sequence: record.sequence + by, ..record.clone() }
+    PoolRecord {
+        sequence: record.sequence + by,
+        ..record.clone()
+    }
 }
 
 fn witness_of(record: &PoolRecord) -> WitnessRecord {
@@ -126,10 +136,19 @@ fn r1_an_absent_member_is_to_be_recorded() {
 #[test]
 fn r4_too_few_members_are_refused_by_name() {
     let record = record(Level::Raid5, 4);
-    let found = [found(&record, 0), found(&later(&record, 5), 1), found(&later(&record, 5), 2)];
+    let found = [
+        found(&record, 0),
+        found(&later(&record, 5), 1),
+        found(&later(&record, 5), 2),
+    ];
     let (kind, message) = refused(&found, Some(&witness_of(&record)));
     assert_eq!(kind, Kind::TooFewMembers);
-    for part in ["2 of 4", "raid5", "disk0 (behind the others)", "disk3 (not found)"] {
+    for part in [
+        "2 of 4",
+        "raid5",
+        "disk0 (behind the others)",
+        "disk3 (not found)",
+    ] {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(refused(&[], None).0, Kind::TooFewMembers);
@@ -140,20 +159,33 @@ fn a_shrunken_member_is_failed() {
     let record = record(Level::Raid1, 2);
     let mut short = found(&record, 1);
     short.size_bytes -= 4096;
-    let choice =
-        choose(&[found(&record, 0), short], Some(&witness_of(&record)), false).unwrap();
+    let choice = choose(
+        &[found(&record, 0), short],
+        Some(&witness_of(&record)),
+        false,
+    )
+    .unwrap();
     assert_eq!(choice.changes, [(MemberIndex(1), Standing::Failed)]);
 }
 
 #[test]
 fn members_of_different_pools_are_refused() {
     let one = record(Level::Raid1, 2);
-    let other = PoolRecord { pool: Uuid::from_u128(2), ..one.clone() };
+    let other = PoolRecord {
+        pool: Uuid::from_u128(2),
+        ..one.clone()
+    };
     let (kind, message) = refused(&[found(&one, 0), found(&other, 1)], None);
     assert_eq!(kind, Kind::DifferentPools);
-    assert!(message.contains("disk0") && message.contains("disk1"), "{message}");
+    assert!(
+        message.contains("disk0") && message.contains("disk1"),
+        "{message}"
+    );
     let foreign = [found(&other, 0), found(&other, 1)];
-    assert_eq!(refused(&foreign, Some(&witness_of(&one))).0, Kind::DifferentPools);
+    assert_eq!(
+        refused(&foreign, Some(&witness_of(&one))).0,
+        Kind::DifferentPools
+    );
 }
 
 #[test]
@@ -173,7 +205,10 @@ fn a_replaced_member_is_refused() {
     old.sequence -= 5;
     old.members[1].uuid = Uuid::from_u128(999);
     let found = [found(&record, 0), found(&old, 1), found(&record, 2)];
-    assert_eq!(refused(&found, Some(&witness_of(&record))).0, Kind::NotAMember);
+    assert_eq!(
+        refused(&found, Some(&witness_of(&record))).0,
+        Kind::NotAMember
+    );
 }
 
 #[test]
@@ -184,7 +219,10 @@ fn r3_halves_that_went_on_alone_are_refused_naming_both() {
     for witness in [None, Some(witness_of(&left)), Some(witness_of(&right))] {
         let (kind, message) = refused(&[found(&left, 0), found(&right, 1)], witness.as_ref());
         assert_eq!(kind, Kind::Diverged);
-        assert!(message.contains("disk0") && message.contains("disk1"), "{message}");
+        assert!(
+            message.contains("disk0") && message.contains("disk1"),
+            "{message}"
+        );
     }
 }
 
@@ -195,7 +233,10 @@ fn r3_equal_sequences_with_other_histories_are_not_the_same_superblock() {
     let degraded = without(&common, &[2], 1001);
     assert_eq!(ahead.sequence, degraded.sequence);
     let found = [found(&degraded, 0), found(&ahead, 1)];
-    assert_eq!(refused(&found, Some(&witness_of(&common))).0, Kind::Diverged);
+    assert_eq!(
+        refused(&found, Some(&witness_of(&common))).0,
+        Kind::Diverged
+    );
 }
 
 #[test]
@@ -233,7 +274,10 @@ fn r3_members_beside_the_witness_are_diverged() {
     let common = record(Level::Raid1, 2);
     let left = without(&common, &[1], 1001);
     let right = without(&common, &[0], 1002);
-    assert_eq!(refused(&[found(&right, 1)], Some(&witness_of(&left))).0, Kind::Diverged);
+    assert_eq!(
+        refused(&[found(&right, 1)], Some(&witness_of(&left))).0,
+        Kind::Diverged
+    );
 }
 
 #[test]
@@ -263,6 +307,9 @@ fn r3_without_a_witness_a_half_needs_force() {
             }
         }
         assert!(choose(&found, None, true).is_ok(), "{context}");
-        assert!(choose(&found, Some(&witness_of(&record)), false).is_ok(), "{context}");
+        assert!(
+            choose(&found, Some(&witness_of(&record)), false).is_ok(),
+            "{context}"
+        );
     }
 }

@@ -6,8 +6,8 @@
 use uuid::Uuid;
 
 use super::{
-    SEGMENT_DATA_BYTES_END, Geometry, HISTORY_MAX, History, LAYOUTS_MAX, MemberRecord, PoolRecord, SLOTS_ALIGNMENT,
-    SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, Superblock,
+    Geometry, HISTORY_MAX, History, LAYOUTS_MAX, MemberRecord, PoolRecord, SEGMENT_DATA_BYTES_END,
+    SLOTS_ALIGNMENT, SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, Superblock,
 };
 use crate::{
     ENGINE_RECORD_BYTES, Layout, LayoutId, Level, MAX_MEMBERS, MemberIndex, device::BLOCK_BYTES,
@@ -164,7 +164,9 @@ fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
     if !layouts.iter().any(|layout| layout.id == current_layout) {
         return Err(Damaged("its current layout is not in its table"));
     }
-    let ids = (0..history_count).map(|n| uuid_at(bytes, AT_HISTORY + n * UUID_BYTES)).collect();
+    let ids = (0..history_count)
+        .map(|n| uuid_at(bytes, AT_HISTORY + n * UUID_BYTES))
+        .collect();
     let clean = match bytes[AT_CLEAN] {
         0 => false,
         1 => true,
@@ -174,7 +176,10 @@ fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
         pool: uuid_at(bytes, AT_POOL),
         sequence: u64_at(bytes, AT_SEQUENCE),
         commits: u64_at(bytes, AT_COMMITS),
-        history: History { epoch: u64_at(bytes, AT_EPOCH), ids },
+        history: History {
+            epoch: u64_at(bytes, AT_EPOCH),
+            ids,
+        },
         clean,
         hash_algorithm: bytes[AT_HASH],
         geometry,
@@ -209,11 +214,7 @@ fn decode_member(row: &[u8], geometry: &Geometry) -> Result<MemberRecord, Absenc
 }
 
 // A layout row: id 2, level 1, members 1, stripe unit 4, zero 8, members 64.
-fn decode_layout(
-    row: &[u8],
-    member_count: usize,
-    geometry: &Geometry,
-) -> Result<Layout, Absence> {
+fn decode_layout(row: &[u8], member_count: usize, geometry: &Geometry) -> Result<Layout, Absence> {
     use Absence::Damaged;
     let level = Level::from_code(row[2]).ok_or(Damaged("a layout's level is unknown"))?;
     let width = usize::from(row[3]);
@@ -223,19 +224,30 @@ fn decode_layout(
     }
     if stripe_unit_bytes == 0
         || !stripe_unit_bytes.is_multiple_of(BLOCK_BYTES as u32)
-        || !geometry.slot_bytes.is_multiple_of(u64::from(stripe_unit_bytes))
+        || !geometry
+            .slot_bytes
+            .is_multiple_of(u64::from(stripe_unit_bytes))
     {
         return Err(Damaged("a layout's stripe unit does not fit the slots"));
     }
-    let members: Vec<_> = row[16..16 + width].iter().map(|index| MemberIndex(*index)).collect();
+    let members: Vec<_> = row[16..16 + width]
+        .iter()
+        .map(|index| MemberIndex(*index))
+        .collect();
     if members.iter().any(|member| member.index() >= member_count)
-        || members.iter().collect::<std::collections::BTreeSet<_>>().len() != width
+        || members
+            .iter()
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
+            != width
     {
         return Err(Damaged("a layout's members are not members"));
     }
     let layout = Layout::new(LayoutId(u16_at(row, 0)), level, stripe_unit_bytes, members)
         .map_err(|_| Damaged("a layout is impossible"))?;
-    let segment = geometry.slot_bytes.checked_mul(u64::from(layout.data_units()));
+    let segment = geometry
+        .slot_bytes
+        .checked_mul(u64::from(layout.data_units()));
     if segment.is_none_or(|bytes| bytes >= SEGMENT_DATA_BYTES_END) {
         return Err(Damaged("its segments are too large"));
     }
@@ -245,31 +257,58 @@ fn decode_layout(
 /// Writes a member's superblock into `bytes`, 8 KiB.
 pub(crate) fn encode(record: &PoolRecord, member: MemberIndex, bytes: &mut [u8]) {
     assert_eq!(bytes.len(), LENGTH, "a superblock is 8 KiB");
-    assert!(record.engine_record.len() <= ENGINE_RECORD_BYTES, "the engine's record fits");
+    assert!(
+        record.engine_record.len() <= ENGINE_RECORD_BYTES,
+        "the engine's record fits"
+    );
     assert!(record.layouts.len() <= LAYOUTS_MAX, "the layout table fits");
     bytes.fill(0);
     bytes[AT_MAGIC..AT_VERSION].copy_from_slice(&MAGIC);
     put(bytes, AT_VERSION, &VERSION.to_le_bytes());
     put(bytes, AT_LENGTH, &(LENGTH as u32).to_le_bytes());
     put(bytes, AT_INCOMPAT, &INCOMPAT_KNOWN.to_le_bytes());
-    put(bytes, AT_READ_ONLY_COMPAT, &READ_ONLY_COMPAT_KNOWN.to_le_bytes());
+    put(
+        bytes,
+        AT_READ_ONLY_COMPAT,
+        &READ_ONLY_COMPAT_KNOWN.to_le_bytes(),
+    );
     // Compatible features may be dropped by a writer that does not know them.
     put(bytes, AT_COMPAT, &0u64.to_le_bytes());
     put(bytes, AT_POOL, record.pool.as_bytes());
-    put(bytes, AT_MEMBER, record.members[member.index()].uuid.as_bytes());
+    put(
+        bytes,
+        AT_MEMBER,
+        record.members[member.index()].uuid.as_bytes(),
+    );
     put(bytes, AT_SEQUENCE, &record.sequence.to_le_bytes());
     put(bytes, AT_EPOCH, &record.history.epoch.to_le_bytes());
     put(bytes, AT_COMMITS, &record.commits.to_le_bytes());
-    put(bytes, AT_JOURNAL_BYTES, &record.geometry.journal_bytes.to_le_bytes());
-    put(bytes, AT_SLOTS_OFFSET, &record.geometry.slots_offset.to_le_bytes());
-    put(bytes, AT_SLOT_BYTES, &record.geometry.slot_bytes.to_le_bytes());
+    put(
+        bytes,
+        AT_JOURNAL_BYTES,
+        &record.geometry.journal_bytes.to_le_bytes(),
+    );
+    put(
+        bytes,
+        AT_SLOTS_OFFSET,
+        &record.geometry.slots_offset.to_le_bytes(),
+    );
+    put(
+        bytes,
+        AT_SLOT_BYTES,
+        &record.geometry.slot_bytes.to_le_bytes(),
+    );
     bytes[AT_MEMBER_INDEX] = member.0;
     bytes[AT_MEMBER_COUNT] = narrow(record.members.len());
     bytes[AT_LAYOUT_COUNT] = narrow(record.layouts.len());
     bytes[AT_HISTORY_COUNT] = narrow(record.history.ids.len());
     bytes[AT_CLEAN] = u8::from(record.clean);
     bytes[AT_HASH] = record.hash_algorithm;
-    put(bytes, AT_CURRENT_LAYOUT, &record.current_layout.0.to_le_bytes());
+    put(
+        bytes,
+        AT_CURRENT_LAYOUT,
+        &record.current_layout.0.to_le_bytes(),
+    );
     let engine_length = u16::try_from(record.engine_record.len()).expect("checked above");
     put(bytes, AT_ENGINE_LENGTH, &engine_length.to_le_bytes());
     for (n, row) in record.members.iter().enumerate() {
@@ -307,7 +346,9 @@ fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
 }
 
 fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("the slice has the array's length")
+    bytes[at..at + N]
+        .try_into()
+        .expect("the slice has the array's length")
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -340,7 +381,11 @@ mod tests {
                 uuid: Uuid::from_u128(0x1000 + u128::from(n)),
                 size_bytes: geometry.size_for(u64::from(n) + 9),
                 slot_count: 9,
-                standing: if n == 0 { Standing::Failed } else { Standing::InSync },
+                standing: if n == 0 {
+                    Standing::Failed
+                } else {
+                    Standing::InSync
+                },
                 changed_at: 3 + u64::from(n),
             })
             .collect();
@@ -407,7 +452,10 @@ mod tests {
         let mut damaged = bytes.clone();
         for bit in 0..bytes.len() * 8 {
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&damaged, false).is_err(), "bit {bit} does not matter");
+            assert!(
+                decode(&damaged, false).is_err(),
+                "bit {bit} does not matter"
+            );
             damaged[bit / 8] ^= 1 << (bit % 8);
         }
         assert!(decode(&damaged, false).is_ok());
@@ -416,7 +464,10 @@ mod tests {
     #[test]
     fn a_torn_superblock_is_refused() {
         let old = bytes_of(&sample(Level::Raid5, 4, vec![1; 600]), 2);
-        let record = PoolRecord { sequence: 79, ..sample(Level::Raid5, 4, vec![2; 600]) };
+        let record = PoolRecord {
+            sequence: 79,
+            ..sample(Level::Raid5, 4, vec![2; 600])
+        };
         let new = bytes_of(&record, 2);
         for sectors in 1..16 {
             let torn = [&new[..sectors * 512], &old[sectors * 512..]].concat();
@@ -443,7 +494,10 @@ mod tests {
         }
         let read_only = changed(AT_READ_ONLY_COMPAT);
         assert!(decode(&read_only, false).is_ok());
-        assert_eq!(decode(&read_only, true), Err(Absence::Newer { readable: true }));
+        assert_eq!(
+            decode(&read_only, true),
+            Err(Absence::Newer { readable: true })
+        );
     }
 
     proptest! {

@@ -56,9 +56,12 @@ impl Geometry {
     pub(crate) const JOURNAL_OFFSET: u64 = SUPERBLOCK_AREA_BYTES;
 
     pub(crate) fn new(journal_bytes: u64, slot_bytes: u64) -> Self {
-        let slots_offset =
-            (Self::JOURNAL_OFFSET + journal_bytes).next_multiple_of(SLOTS_ALIGNMENT);
-        Self { journal_bytes, slots_offset, slot_bytes }
+        let slots_offset = (Self::JOURNAL_OFFSET + journal_bytes).next_multiple_of(SLOTS_ALIGNMENT);
+        Self {
+            journal_bytes,
+            slots_offset,
+            slot_bytes,
+        }
     }
 
     /// Slots of a member of `size_bytes`.
@@ -94,8 +97,12 @@ pub(crate) enum Standing {
 }
 
 impl Standing {
-    pub(crate) const ALL: [Standing; 4] =
-        [Standing::InSync, Standing::Failed, Standing::Absent, Standing::Stale];
+    pub(crate) const ALL: [Standing; 4] = [
+        Standing::InSync,
+        Standing::Failed,
+        Standing::Absent,
+        Standing::Stale,
+    ];
 
     pub(crate) const fn code(self) -> u8 {
         match self {
@@ -107,7 +114,9 @@ impl Standing {
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|standing| standing.code() == code)
+        Self::ALL
+            .into_iter()
+            .find(|standing| standing.code() == code)
     }
 }
 
@@ -132,7 +141,10 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn first(id: Uuid) -> Self {
-        Self { epoch: 1, ids: vec![id] }
+        Self {
+            epoch: 1,
+            ids: vec![id],
+        }
     }
 
     /// The last change.

@@ -80,15 +80,25 @@ impl MemoryWitness {
 
     /// An empty witness whose ids depend on `seed` alone.
     pub fn with_seed(seed: u64) -> Self {
-        Self { state: Arc::new(Mutex::new(MemoryState { seed, ..MemoryState::default() })) }
+        Self {
+            state: Arc::new(Mutex::new(MemoryState {
+                seed,
+                ..MemoryState::default()
+            })),
+        }
     }
 
     /// A witness with the same contents that no longer shares them: what a
     /// second host with a copy of the pool's directory would have.
     #[must_use]
     pub fn fork(&self, seed: u64) -> Self {
-        let state = MemoryState { seed, ..self.state.lock().clone() };
-        Self { state: Arc::new(Mutex::new(state)) }
+        let state = MemoryState {
+            seed,
+            ..self.state.lock().clone()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// From now on every store fails, or succeeds again.

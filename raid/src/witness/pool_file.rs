@@ -55,7 +55,9 @@ struct MemberEntry {
 impl PoolFile {
     /// The witness of the pool in `directory`, which need not have one yet.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self {
+            directory: directory.into(),
+        }
     }
 
     /// Where the file is.
@@ -140,8 +142,11 @@ impl Witness for PoolFile {
 
     fn store(&self, record: &WitnessRecord) -> Result<(), RaidError> {
         let failed = |source| {
-            RaidError::new(Kind::Witness, format!("Cannot write {}", self.path().display()))
-                .with_source(source)
+            RaidError::new(
+                Kind::Witness,
+                format!("Cannot write {}", self.path().display()),
+            )
+            .with_source(source)
         };
         let mut members = Vec::with_capacity(record.members.len());
         for member in &record.members {
@@ -210,7 +215,10 @@ mod tests {
         fs::rename(&before, &after).unwrap();
         let loaded = PoolFile::new(&after).load().unwrap().unwrap();
         assert_eq!(loaded.members[0].path, after.join("disk0.img"));
-        assert_eq!(loaded.members[1].path, Path::new("/somewhere/else/disk1.img"));
+        assert_eq!(
+            loaded.members[1].path,
+            Path::new("/somewhere/else/disk1.img")
+        );
     }
 
     #[test]
@@ -221,7 +229,10 @@ mod tests {
         file.store(&old).unwrap();
         // The temporary name is taken by a directory: the new text has no place.
         fs::create_dir(directory.path().join(TEMPORARY_NAME)).unwrap();
-        let new = WitnessRecord { membership_epoch: 6, ..old.clone() };
+        let new = WitnessRecord {
+            membership_epoch: 6,
+            ..old.clone()
+        };
         assert_eq!(file.store(&new).unwrap_err().kind(), Kind::Witness);
         assert_eq!(file.load().unwrap(), Some(old));
     }

@@ -10,10 +10,10 @@ use std::{
 
 use tessera_raid::{
     Array, CreateSpec, Level, MemberIndex, MemberState, MemoryWitness, OpenOptions, Placement,
-    RaidError, SegmentRead, SlotIndex, Sizes, StripeWrite,
+    RaidError, SegmentRead, Sizes, SlotIndex, StripeWrite,
     device::{
         AlignedBuf, Backend,
-        sim::{SimWorld, SimSnapshot},
+        sim::{SimSnapshot, SimWorld},
     },
 };
 
@@ -80,18 +80,28 @@ pub fn options() -> OpenOptions {
 }
 
 pub fn read_only() -> OpenOptions {
-    OpenOptions { read_only: true, ..options() }
+    OpenOptions {
+        read_only: true,
+        ..options()
+    }
 }
 
 impl Pool {
     /// Devices without a pool yet.
     pub fn devices(level: Level, width: usize, seed: u64) -> Self {
         let world = SimWorld::new(seed);
-        let paths: Vec<_> = (0..width).map(|n| PathBuf::from(format!("disk{n}"))).collect();
+        let paths: Vec<_> = (0..width)
+            .map(|n| PathBuf::from(format!("disk{n}")))
+            .collect();
         for path in &paths {
             world.add_device(path, DEVICE_BYTES);
         }
-        Self { world, witness: MemoryWitness::with_seed(seed), level, paths }
+        Self {
+            world,
+            witness: MemoryWitness::with_seed(seed),
+            level,
+            paths,
+        }
     }
 
     /// A new pool, open, with the clean flag cleared.
@@ -105,7 +115,13 @@ impl Pool {
 
     pub fn array_created(&self) -> Array {
         let spec = spec(self.level, &self.paths);
-        Array::create(self.backend(), &spec, b"zero", Box::new(self.witness.clone())).unwrap()
+        Array::create(
+            self.backend(),
+            &spec,
+            b"zero",
+            Box::new(self.witness.clone()),
+        )
+        .unwrap()
     }
 
     pub fn backend(&self) -> Arc<dyn Backend> {
@@ -117,7 +133,12 @@ impl Pool {
     }
 
     pub fn open_with(&self, paths: &[PathBuf], options: &OpenOptions) -> Result<Array, RaidError> {
-        Array::open(self.backend(), paths, Box::new(self.witness.clone()), options)
+        Array::open(
+            self.backend(),
+            paths,
+            Box::new(self.witness.clone()),
+            options,
+        )
     }
 
     /// Opens what is there, with the clean flag cleared.
@@ -142,7 +163,10 @@ impl Pool {
     }
 
     pub fn writes(&self) -> u64 {
-        self.paths.iter().map(|path| self.world.counters(path).writes).sum()
+        self.paths
+            .iter()
+            .map(|path| self.world.counters(path).writes)
+            .sum()
     }
 }
 
@@ -165,7 +189,11 @@ pub fn at(slot: u32) -> Placement {
 
 pub fn stripe(array: &Array, slot: u32, stripe: u32, seed: u64) -> StripeWrite {
     let data = noise(seed, array.stripe_data_bytes() as usize);
-    StripeWrite { placement: at(slot), stripe, data: Arc::new(AlignedBuf::copy_of(&data)) }
+    StripeWrite {
+        placement: at(slot),
+        stripe,
+        data: Arc::new(AlignedBuf::copy_of(&data)),
+    }
 }
 
 /// What segments hold.
@@ -184,7 +212,10 @@ impl Model {
         let (one, two) = writes.split_at(stripes as usize / 2);
         array.write_stripes(one)?;
         array.write_stripes(two)?;
-        let data = writes.iter().flat_map(|write| write.data.iter().copied()).collect();
+        let data = writes
+            .iter()
+            .flat_map(|write| write.data.iter().copied())
+            .collect();
         self.segments.insert(slot, data);
         Ok(())
     }
@@ -211,7 +242,11 @@ impl Model {
                     panic!("{context}: slot {slot} at {}: {error}", read.offset);
                 }
                 let range = read.offset as usize..read.offset as usize + read.buffer.len();
-                assert!(read.buffer[..] == data[range], "{context}: slot {slot} at {}", read.offset);
+                assert!(
+                    read.buffer[..] == data[range],
+                    "{context}: slot {slot} at {}",
+                    read.offset
+                );
             }
         }
     }
@@ -239,7 +274,10 @@ pub fn state_of(array: &Array, member: usize) -> MemberState {
 
 pub fn not_online(array: &Array) -> Vec<usize> {
     let status = array.status();
-    let members = status.members.iter().filter(|member| member.state != MemberState::Online);
+    let members = status
+        .members
+        .iter()
+        .filter(|member| member.state != MemberState::Online);
     members.map(|member| member.index.index()).collect()
 }
 
@@ -248,9 +286,12 @@ pub fn not_online(array: &Array) -> Vec<usize> {
 pub fn survivable(array: &Array) -> Vec<Vec<usize>> {
     let width = array.status().members.len();
     let sets = (0..1u64 << width).filter(|set| {
-        array.current_layout().survives(tessera_raid::MemberSet(*set))
+        array
+            .current_layout()
+            .survives(tessera_raid::MemberSet(*set))
     });
-    sets.map(|set| (0..width).filter(|n| set >> n & 1 == 1).collect()).collect()
+    sets.map(|set| (0..width).filter(|n| set >> n & 1 == 1).collect())
+        .collect()
 }
 
 pub fn index(member: usize) -> MemberIndex {
