@@ -1,0 +1,8 @@
+//! Map trees against naive models.
+
+mod damage;
+mod layers;
+mod model;
+mod records;
+mod store;
+mod trees;
