@@ -1,6 +1,8 @@
 //! The power is cut at every device operation of a short sequence, and what
 //! is found afterwards is what the rules promise: R1, R2, R3.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;
@@ -122,6 +124,35 @@ fn r1_after_a_crash_any_survivable_loss_still_has_the_commit() {
                     "{context}"
                 );
             }
+        });
+    }
+}
+
+#[test]
+fn r1_opening_after_a_crash_can_itself_be_cut() {
+    for (level, width) in [(Level::Single, 1), (Level::Raid0, 2), (Level::Raid5, 3)] {
+        let (mut pool, array) = Pool::create(level, width, 25);
+        array.close();
+        let commit = |pool: &Pool| {
+            let array = pool.open();
+            array.is_ok_and(|array| array.commit(b"two", false).is_ok())
+        };
+        cut_everywhere(&mut pool, commit, |pool, acknowledged, when| {
+            let mut pool = pool.clone();
+            let open = |pool: &Pool| pool.open().map(|array| array.engine_record()).ok();
+            cut_everywhere(&mut pool, open, |pool, seen, again| {
+                let context = format!("{level} of {width}, {when}, then {again}");
+                let array = pool
+                    .open()
+                    .unwrap_or_else(|error| panic!("{context}: {error}"));
+                let record = array.engine_record();
+                assert!(record == b"two" || !acknowledged, "{context}");
+                assert!(
+                    seen.is_none_or(|seen| seen == record),
+                    "{context}: it was seen"
+                );
+                assert!(not_online(&array).is_empty(), "{context}");
+            });
         });
     }
 }

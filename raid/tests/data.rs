@@ -1,6 +1,8 @@
 //! What is written is read back: at every level, with every set of members
 //! missing that the level survives, with errors and with rot.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,7 @@
 //! What creating and opening refuse, in words, writing nothing.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::*;

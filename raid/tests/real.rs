@@ -1,5 +1,7 @@
 //! The array over real files, with io_uring and with threads.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Rules R1 to R6 and R16 one by one, on simulated devices.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Simulated pools of tiny sizes, with a model of what they hold.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
     collections::BTreeMap,
