@@ -12,8 +12,10 @@
 //! * The tree grows when a change other than a hole lies beyond its capacity:
 //!   the old root becomes the first child of the new one.
 //!
-//! When a page cannot be read or written the merge fails as a whole. The old
-//! tree and the changes are untouched; pages already written are orphans.
+//! When a page cannot be written, or one that is needed cannot be read, the
+//! merge fails as a whole. The old tree and the changes are untouched; pages
+//! already written are orphans. A leaf is not needed when every record in it
+//! changes.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +26,8 @@ use super::prefetch::Prefetch;
 use super::scan::{Next, Scan};
 use super::tree::{to_u64, to_usize};
 use super::{
-    INDEX_LIMIT, Layer, MAX_HEIGHT, MapError, PageBytes, PageSink, PageSource, Pointer, Tree,
+    INDEX_LIMIT, Layer, MAX_HEIGHT, MapError, PAGE_BYTES, PageBytes, PageSink, PageSource, Pointer,
+    Tree,
 };
 
 /// What merges did; adds up over several.
@@ -36,8 +39,8 @@ pub struct MergeStats {
     pub pages_written: u64,
     /// Pages asked of the source.
     pub pages_read: u64,
-    /// False when a dropped page could not be read, so that `logical_delta`
-    /// lacks what it stored.
+    /// False when a page that was dropped or replaced whole could not be read,
+    /// so that `logical_delta` lacks what it stored.
     pub exact: bool,
 }
 
@@ -159,6 +162,23 @@ impl<'e, I: Iterator<Item = Edit<'e>>> Cursor<'e, I> {
         })
     }
 
+    /// True when the next edits change every record of a range.
+    fn cover(&self, first: u64, end: u64) -> bool
+    where
+        I: Clone,
+    {
+        let mut ahead = self.clone();
+        let mut at = first;
+        while at < end {
+            match ahead.peek() {
+                Some(edit) if edit.first == at => at += edit.count,
+                Some(_) | None => return false,
+            }
+            ahead.advance_to(at);
+        }
+        true
+    }
+
     /// Passes over everything below `index`.
     pub(super) fn advance_to(&mut self, index: u64) {
         while let Some(edit) = &mut self.current {
@@ -270,7 +290,14 @@ impl<'a, 'e, I: Iterator<Item = Edit<'e>> + Clone> Merge<'a, 'e, I> {
                 _ => self.inner(page, level, index),
             };
         }
-        let page = self.old.get(&old, level, index, &self.edits)?;
+        let page = match self.old.get(&old, level, index, &self.edits) {
+            Ok(page) => page,
+            Err(_) if level == 0 && self.edits.cover(first, end) => {
+                self.stats.exact = false;
+                return self.leaf([0; PAGE_BYTES], index);
+            }
+            Err(error) => return Err(error),
+        };
         let new = match level {
             0 => {
                 check_leaf(shape, self.tree.owner(0, index), &page)?;

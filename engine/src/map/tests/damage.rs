@@ -1,13 +1,14 @@
 //! Damaged and unreadable pages: named, never believed, passed over by walks.
 
 use proptest::prelude::*;
-use tessera_dedup::{Entry, EntryKind};
+use tessera_dedup::{Entry, EntryKind, Generation};
+use tessera_raid::{LayoutId, SegmentId, SlotIndex};
 
 use super::model::stored_entry;
 use super::store::{Store, kind};
 use crate::map::{
     Damage, Layer, MapError, MergeStats, PageOwner, Pointer, StoreErrorKind, TREE_BYTES, Tree,
-    TreeShape, Visit, Walker, lookup, lookup_many, merge, runs,
+    TreeShape, Visit, Walker, Wide, lookup, lookup_many, merge, runs,
 };
 
 /// Three levels, a thousand leaves, two entries each.
@@ -142,6 +143,29 @@ fn dropping_an_unreadable_page_works_but_is_not_exact() {
 }
 
 #[test]
+fn an_unreadable_leaf_is_mended_by_changing_all_of_it() {
+    let store = Store::default();
+    let tree = mapped(&store);
+    store.break_page(&pointer(&store, &tree, 0, 3));
+    let mut layer = Layer::new();
+    layer.set(2 * 256, stored_entry(2));
+    layer.set_run(3 * 256, &[stored_entry(2); 100]);
+    layer.fill(3 * 256 + 100, 155, Entry::HOLE);
+    let mut stats = MergeStats::default();
+    let failed = merge(&tree, &layer, &store, &mut store.sink(), &mut stats);
+    assert_eq!(failed.unwrap_err().page(), Some(owner(0, 3)));
+
+    layer.set(3 * 256 + 255, stored_entry(3));
+    let mut stats = MergeStats::default();
+    let tree = merge(&tree, &layer, &store, &mut store.sink(), &mut stats).unwrap();
+    assert_eq!((stats.exact, stats.logical_delta), (false, 101));
+    let mut out = [None; 256];
+    lookup(&tree, &store, 3 * 256, &mut out).unwrap();
+    assert_eq!(out[99..101], [Some(stored_entry(2)), Some(Entry::HOLE)]);
+    assert_eq!(out[255], Some(stored_entry(3)));
+}
+
+#[test]
 fn a_full_pool_fails_the_merge_and_leaves_the_old_tree() {
     let store = Store::default();
     let tree = mapped(&store);
@@ -215,4 +239,46 @@ fn trees_that_cannot_be_are_not_decoded() {
     refused(11, 9); // higher than any
     refused(12, 1); // reserved
     refused(40, 1); // beyond a narrow pointer
+}
+
+#[test]
+fn the_stored_form_of_a_tree_does_not_change() {
+    let entry = Entry {
+        kind: EntryKind::Page,
+        segment: SegmentId(0x0403_0201),
+        position: 0x0007_0605,
+        stored: 0x2_1008,
+        generation: 0xa0,
+        checksum: 0x0f0e_0d0c,
+    };
+    let wide = Wide {
+        layout: LayoutId(0x1211),
+        slot: SlotIndex(0x1615_1413),
+        generation: Generation(0x2726_2524_2322_21a0),
+    };
+    let tree = Tree {
+        id: 0x3837_3635_3433_3231,
+        shape: TreeShape::SEGMENT_TABLE,
+        height: 2,
+        root: Pointer {
+            entry,
+            wide: Some(wide),
+        },
+    };
+    // As drawn in docs/format/map.md.
+    let stored = [
+        [0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37, 0x38],
+        [64, 0, 1, 2, 0, 0, 0, 0],
+        [0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08],
+        [0x10, 4 << 2 | 0x2, 0xa0, 0, 0x0c, 0x0d, 0x0e, 0x0f],
+        [0x11, 0x12, 0, 0, 0x13, 0x14, 0x15, 0x16],
+        [0xa0, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27],
+    ];
+    assert_eq!(tree.encode(), stored.as_flattened());
+    let mut unknown_form = tree.encode();
+    unknown_form[34] = 1;
+    assert_eq!(Tree::decode(&unknown_form), None);
+    let mut other_generation = tree.encode();
+    other_generation[40] = 1;
+    assert_eq!(Tree::decode(&other_generation), None);
 }
