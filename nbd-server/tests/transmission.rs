@@ -1,5 +1,7 @@
 //! Requests and their answers, through a real socket, in every header style.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::Write;
@@ -20,15 +22,31 @@ fn what_is_written_is_read_back_at_every_size() {
     for style in STYLES {
         let mut client = served.connect(style);
         assert_eq!(client.size, 80 * MIB);
-        for (index, length) in [1, 511, 4096, 65536, 65537, 300_001, 1 << 20, 5 << 20, 32 << 20]
-            .into_iter()
-            .enumerate()
+        for (index, length) in [
+            1,
+            511,
+            4096,
+            65536,
+            65537,
+            300_001,
+            1 << 20,
+            5 << 20,
+            32 << 20,
+        ]
+        .into_iter()
+        .enumerate()
         {
             let offset = 4096 * index as u64 + 7;
             let data = pattern(index as u64 + length as u64, length);
             assert_eq!(client.write(0, offset, &data), 0);
-            assert!(client.read(offset, length as u64) == data, "{style:?} {length}");
-            assert!(served.disk.contents(offset, length) == data, "{style:?} {length}");
+            assert!(
+                client.read(offset, length as u64) == data,
+                "{style:?} {length}"
+            );
+            assert!(
+                served.disk.contents(offset, length) == data,
+                "{style:?} {length}"
+            );
         }
     }
 }
@@ -41,7 +59,17 @@ fn empty_ranges_succeed_except_for_block_status() {
         for command in [cmd::READ, cmd::TRIM, cmd::CACHE, cmd::ZERO] {
             for offset in [0, MIB] {
                 let reply = client.call(0, command, offset, 0);
-                assert_eq!((reply.error, reply.data.len()), (0, if style == Style::Simple && command == cmd::READ { 1 } else { 0 }));
+                assert_eq!(
+                    (reply.error, reply.data.len()),
+                    (
+                        0,
+                        if style == Style::Simple && command == cmd::READ {
+                            1
+                        } else {
+                            0
+                        }
+                    )
+                );
             }
         }
         assert_eq!(client.write(FUA, 5, &[]), 0);
@@ -57,7 +85,12 @@ fn trim_and_zero_leave_zeroes_and_tell_the_truth_about_it() {
         assert_eq!(client.write(0, 0, &pattern(1, 1 << 20)), 0);
         assert_eq!(client.call(0, cmd::TRIM, 4096, 8192).error, 0);
         assert_eq!(client.call(FAST_ZERO, cmd::ZERO, 16384, 4096).error, 0);
-        assert_eq!(client.call(NO_HOLE | FAST_ZERO, cmd::ZERO, 32768, 4096).error, 0);
+        assert_eq!(
+            client
+                .call(NO_HOLE | FAST_ZERO, cmd::ZERO, 32768, 4096)
+                .error,
+            0
+        );
         let reply = client.call(0, cmd::STATUS, 0, MIB);
         let expected = [
             (4096, 0),
@@ -83,7 +116,10 @@ fn extended_block_status_takes_a_payload_and_64_bit_ranges() {
     let served = Served::with(disk, ServerOptions::default());
     let mut client = served.connect(Style::Extended);
     assert_eq!(client.flags & (1 << 12), 1 << 12);
-    assert_eq!(client.call(0, cmd::STATUS, 5, 1 << 59).extents, [(1 << 59, 0)]);
+    assert_eq!(
+        client.call(0, cmd::STATUS, 5, 1 << 59).extents,
+        [(1 << 59, 0)]
+    );
     for command in [cmd::TRIM, cmd::ZERO, cmd::CACHE] {
         assert_eq!(client.call(0, command, 0, 1 << 60).error, 0);
     }
@@ -91,7 +127,13 @@ fn extended_block_status_takes_a_payload_and_64_bit_ranges() {
         let mut payload = (1u64 << 50).to_be_bytes().to_vec();
         ids.iter().for_each(|id| payload.extend(id.to_be_bytes()));
         let mut bytes = Vec::new();
-        let cookie = client.put(&mut bytes, PAYLOAD_LEN, cmd::STATUS, 9, payload.len() as u64);
+        let cookie = client.put(
+            &mut bytes,
+            PAYLOAD_LEN,
+            cmd::STATUS,
+            9,
+            payload.len() as u64,
+        );
         bytes.extend(payload);
         client.socket.write_all(&bytes).unwrap();
         client.reply(cookie)
@@ -165,13 +207,18 @@ fn long_reads_come_in_chunks_unless_the_client_forbids_it() {
 
 #[test]
 fn without_spare_memory_everything_still_works_in_smaller_steps() {
-    let options = ServerOptions { buffer_bytes: 0, ..ServerOptions::default() };
+    let options = ServerOptions {
+        buffer_bytes: 0,
+        ..ServerOptions::default()
+    };
     let served = Served::with(MemoryDisk::new("disk", 8 * MIB), options);
     for style in STYLES {
         let mut client = served.connect(style);
         let data = pattern(9, 3 << 20);
         let mut bytes = Vec::new();
-        let cookies: Vec<_> = (0..3).map(|_| client.put_write(&mut bytes, 0, 777, &data)).collect();
+        let cookies: Vec<_> = (0..3)
+            .map(|_| client.put_write(&mut bytes, 0, 777, &data))
+            .collect();
         let read = client.put(&mut bytes, 0, cmd::READ, 0, 4096);
         client.socket.write_all(&bytes).unwrap();
         for cookie in cookies {
@@ -185,7 +232,9 @@ fn without_spare_memory_everything_still_works_in_smaller_steps() {
 #[test]
 fn a_failing_read_is_an_error_and_the_next_one_works() {
     let served = Served::new(8 * MIB);
-    served.disk.fail(5 * MIB..5 * MIB + 1, DiskError::Io("rotten".into()));
+    served
+        .disk
+        .fail(5 * MIB..5 * MIB + 1, DiskError::Io("rotten".into()));
     for style in STYLES {
         let mut client = served.connect(style);
         // Small, large, and so large that the first chunks go out before.
@@ -244,7 +293,11 @@ fn an_oversize_write_is_drained_and_an_absurd_one_ends_the_connection() {
         assert_eq!(client.write(0, 0, &data), EINVAL);
         assert_eq!(served.disk.contents(0, 1), [0]);
         assert_eq!(client.write(0, 0, &[0]), 0);
-        let flags = if style == Style::Extended { PAYLOAD_LEN } else { 0 };
+        let flags = if style == Style::Extended {
+            PAYLOAD_LEN
+        } else {
+            0
+        };
         client.send(flags, cmd::WRITE, 0, (64 << 20) + 1);
         client.assert_closed();
     }
@@ -253,9 +306,11 @@ fn an_oversize_write_is_drained_and_an_absurd_one_ends_the_connection() {
 #[test]
 fn oversize_reads_are_refused() {
     let served = Served::new(100 * MIB);
-    for (style, error) in
-        [(Style::Simple, EINVAL), (Style::Structured, EOVERFLOW), (Style::Extended, EOVERFLOW)]
-    {
+    for (style, error) in [
+        (Style::Simple, EINVAL),
+        (Style::Structured, EOVERFLOW),
+        (Style::Extended, EOVERFLOW),
+    ] {
         let mut client = served.connect(style);
         assert_eq!(client.call(0, cmd::READ, 0, 32 * MIB + 1).error, error);
         assert_eq!(client.read(0, 1), [0]);
@@ -294,7 +349,10 @@ fn garbage_instead_of_a_request_ends_the_connection() {
     for style in STYLES {
         let mut client = served.connect(style);
         let before = client.send_write(0, 0, b"kept");
-        client.socket.write_all(b"this is not a request header").unwrap();
+        client
+            .socket
+            .write_all(b"this is not a request header")
+            .unwrap();
         // What came before it is still answered.
         assert_eq!(client.reply(before).error, 0);
         client.assert_closed();
@@ -312,8 +370,9 @@ fn requests_that_wait_are_executed_as_one_batch() {
         served.disk.at_gate.load(Ordering::SeqCst) == 1
     });
     let mut bytes = Vec::new();
-    let cookies: Vec<_> =
-        (1..=100).map(|index| client.put_write(&mut bytes, 0, index * 512, &[2; 512])).collect();
+    let cookies: Vec<_> = (1..=100)
+        .map(|index| client.put_write(&mut bytes, 0, index * 512, &[2; 512]))
+        .collect();
     client.socket.write_all(&bytes).unwrap();
     served.disk.open_gate();
     assert_eq!(client.reply(first).error, 0);
@@ -358,8 +417,9 @@ fn requests_of_one_batch_share_a_flush() {
         served.disk.at_gate.load(Ordering::SeqCst) == 1
     });
     let mut bytes = Vec::new();
-    let mut cookies: Vec<_> =
-        (0..20).map(|index| client.put_write(&mut bytes, FUA, index * 512, &[2; 512])).collect();
+    let mut cookies: Vec<_> = (0..20)
+        .map(|index| client.put_write(&mut bytes, FUA, index * 512, &[2; 512]))
+        .collect();
     cookies.push(client.put(&mut bytes, 0, cmd::FLUSH, 0, 0));
     cookies.push(client.put(&mut bytes, FUA, cmd::TRIM, 0, 4096));
     cookies.push(client.put(&mut bytes, FUA, cmd::ZERO, 0, 4096));
@@ -401,8 +461,9 @@ fn more_flushes_than_may_be_in_flight_are_all_answered() {
     served.disk.set_flush_mode(FlushMode::Thread);
     let mut client = served.connect(Style::Structured);
     let mut bytes = Vec::new();
-    let cookies: Vec<_> =
-        (0..5000).map(|_| client.put(&mut bytes, 0, cmd::FLUSH, 0, 0)).collect();
+    let cookies: Vec<_> = (0..5000)
+        .map(|_| client.put(&mut bytes, 0, cmd::FLUSH, 0, 0))
+        .collect();
     let mut socket = client.socket.duplicate();
     std::thread::scope(|scope| {
         scope.spawn(move || socket.write_all(&bytes).unwrap());
@@ -419,11 +480,15 @@ fn disconnecting_waits_for_the_flush_in_flight() {
     let mut client = served.connect(Style::Structured);
     let flush = client.send(0, cmd::FLUSH, 0, 0);
     client.send(0, cmd::DISC, 0, 0);
-    eventually("the flush is with the disk", || served.disk.held_flushes() == 1);
+    eventually("the flush is with the disk", || {
+        served.disk.held_flushes() == 1
+    });
     served.disk.release_flushes();
     assert_eq!(client.reply(flush).error, 0);
     client.assert_closed();
-    eventually("the connection is gone", || served.server.stats().connections_open == 0);
+    eventually("the connection is gone", || {
+        served.server.stats().connections_open == 0
+    });
 }
 
 #[test]
@@ -455,7 +520,10 @@ fn a_resized_disk_is_seen_by_connected_clients() {
 
 #[test]
 fn a_read_only_server_refuses_writes_and_says_so() {
-    let options = ServerOptions { read_only: true, ..ServerOptions::default() };
+    let options = ServerOptions {
+        read_only: true,
+        ..ServerOptions::default()
+    };
     let served = Served::with(MemoryDisk::new("disk", MIB), options);
     for style in STYLES {
         let mut client = served.connect(style);

@@ -29,8 +29,8 @@ use super::stats::add;
 use crate::protocol::reply::{self, Addressee};
 use crate::protocol::{ErrorCode, HeaderStyle, Terms};
 
-/// After this long without traffic a connection gives its buffers back, and
-/// stops hoping that the rest of a payload will come at once.
+/// After this long without traffic a connection makes do with a small buffer,
+/// and works off what is there of a payload instead of waiting for more.
 const IDLE: Duration = Duration::from_millis(100);
 /// Batches worked off after the server has begun to shut down: what had arrived
 /// by then, even from a client that never stops sending.
@@ -151,13 +151,13 @@ impl Connection<'_> {
                 self.drain_batches = left;
             }
             match self.inbox.receive(self.outbox)? {
-                Received::Bytes => {}
+                Received::Bytes => stalled = false,
                 Received::End => return Ok(Reason::EndOfStream),
                 Received::Nothing => {
                     if draining && self.inbox.bytes().is_empty() && !self.plan.is_midway() {
                         return Ok(Reason::Draining);
                     }
-                    stalled = self.wait()?;
+                    stalled = self.wait(stalled)?;
                 }
             }
         }
@@ -165,9 +165,11 @@ impl Connection<'_> {
 
     /// Waits for the client or a wake-up. `true` if the client has been silent
     /// for a while.
-    fn wait(&mut self) -> io::Result<bool> {
-        let spare = self.inbox.holds_spare() || self.plan.holds_spare();
-        let timeout = if spare { Some(IDLE) } else { None };
+    fn wait(&mut self, stalled: bool) -> io::Result<bool> {
+        self.inbox.pause();
+        self.plan.pause();
+        let may_change = !stalled && self.plan.is_midway() || self.inbox.can_shrink();
+        let timeout = if may_change { Some(IDLE) } else { None };
         match self.outbox.wait(timeout)? {
             Wake::Readable => Ok(false),
             Wake::Woken => {
@@ -179,7 +181,6 @@ impl Connection<'_> {
             }
             Wake::TimedOut => {
                 self.inbox.shrink();
-                self.plan.shrink();
                 Ok(true)
             }
         }

@@ -35,6 +35,8 @@ pub(crate) struct Inbox {
     end: usize,
     /// The last call filled the buffer to its end: there is probably more.
     filled: bool,
+    /// The traffic has lately been worth a window.
+    busy: bool,
 }
 
 impl Inbox {
@@ -47,6 +49,7 @@ impl Inbox {
             start: 0,
             end: 0,
             filled: false,
+            busy: false,
         };
         if !initial.is_empty() {
             let buffer = inbox.buffer.insert(pool.small());
@@ -91,7 +94,8 @@ impl Inbox {
 
     fn make_room(&mut self) {
         let Some(buffer) = self.buffer.as_mut() else {
-            self.buffer = Some(self.pool.small());
+            let window = if self.busy { self.pool.window() } else { None };
+            self.buffer = Some(window.unwrap_or_else(|| self.pool.small()));
             self.start = 0;
             self.end = 0;
             return;
@@ -138,31 +142,40 @@ impl Inbox {
         }
     }
 
-    /// Whether a buffer is held that an idle connection should not have.
-    pub(crate) fn holds_spare(&self) -> bool {
-        self.buffer
-            .as_ref()
-            .is_some_and(|buffer| self.start == self.end || !buffer.is_small())
+    /// Lends the buffer to others while the connection waits, if it is empty.
+    /// So the buffers in use are about as many as the connections at work, not
+    /// as the connections there are, and those in use are in the CPU's cache.
+    pub(crate) fn pause(&mut self) {
+        if self.start == self.end {
+            self.buffer = None;
+        }
     }
 
-    /// Gives back what an idle connection does not need.
+    /// Whether there is anything for [`Inbox::shrink`] to do.
+    pub(crate) fn can_shrink(&self) -> bool {
+        self.busy
+            || self
+                .buffer
+                .as_ref()
+                .is_some_and(|buffer| !buffer.is_small())
+    }
+
+    /// Gives back what a connection does not need that has been idle for a
+    /// while, perhaps in the middle of a request.
     pub(crate) fn shrink(&mut self) {
         self.filled = false;
+        self.busy = false;
         let length = self.end - self.start;
-        if length == 0 {
-            self.buffer = None;
-        } else if length <= SMALL_BYTES
+        if length <= SMALL_BYTES
             && let Some(buffer) = self.buffer.as_mut()
             && !buffer.is_small()
         {
             let mut small = self.pool.small();
             small[..length].copy_from_slice(&buffer[self.start..self.end]);
             *buffer = small;
-        } else {
-            return;
+            self.start = 0;
+            self.end = length;
         }
-        self.start = 0;
-        self.end = length;
     }
 }
 

@@ -201,14 +201,9 @@ impl Plan {
         self.payload.is_some() || self.long_read.is_some()
     }
 
-    /// Gives back the reply buffer. Not between planning and sending.
-    pub(crate) fn shrink(&mut self) {
+    /// Lends the reply buffer to others while the connection waits.
+    pub(crate) fn pause(&mut self) {
         self.reply = None;
-    }
-
-    /// Whether there is a reply buffer to give back.
-    pub(crate) fn holds_spare(&self) -> bool {
-        self.reply.is_some()
     }
 
     /// Drops the entries of the batch that has been answered.

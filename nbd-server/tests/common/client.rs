@@ -138,7 +138,9 @@ impl Haggler {
     }
 
     pub fn send(&mut self, option: u32, payload: &[u8]) {
-        self.socket.write_all(&option_bytes(option, payload)).unwrap();
+        self.socket
+            .write_all(&option_bytes(option, payload))
+            .unwrap();
     }
 
     /// The next reply to an option: type and payload.
@@ -149,7 +151,10 @@ impl Haggler {
         let length = u32::from_be_bytes(header[16..].try_into().unwrap()) as usize;
         let mut payload = vec![0; length];
         self.socket.read_exact(&mut payload)?;
-        Ok((u32::from_be_bytes(header[12..16].try_into().unwrap()), payload))
+        Ok((
+            u32::from_be_bytes(header[12..16].try_into().unwrap()),
+            payload,
+        ))
     }
 
     /// Sends an option and returns the replies up to the final one.
@@ -215,7 +220,14 @@ impl Client {
     }
 
     /// The bytes of a request header.
-    pub fn header(&self, cookie: u64, flags: u16, command: u16, offset: u64, length: u64) -> Vec<u8> {
+    pub fn header(
+        &self,
+        cookie: u64,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        length: u64,
+    ) -> Vec<u8> {
         let extended = self.style == Style::Extended;
         let magic: u32 = if extended { 0x21e4_1c71 } else { 0x2560_9513 };
         let mut bytes = magic.to_be_bytes().to_vec();
@@ -232,7 +244,14 @@ impl Client {
     }
 
     /// Appends a request to `out` and expects its reply.
-    pub fn put(&mut self, out: &mut Vec<u8>, flags: u16, command: u16, offset: u64, length: u64) -> u64 {
+    pub fn put(
+        &mut self,
+        out: &mut Vec<u8>,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        length: u64,
+    ) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         self.asked.insert(cookie, (command, offset, length));
@@ -249,7 +268,11 @@ impl Client {
 
     /// Appends a write with its data.
     pub fn put_write(&mut self, out: &mut Vec<u8>, flags: u16, offset: u64, data: &[u8]) -> u64 {
-        let flags = if self.style == Style::Extended { flags | PAYLOAD_LEN } else { flags };
+        let flags = if self.style == Style::Extended {
+            flags | PAYLOAD_LEN
+        } else {
+            flags
+        };
         let cookie = self.put(out, flags, cmd::WRITE, offset, data.len() as u64);
         out.extend(data);
         cookie
@@ -321,12 +344,21 @@ impl Client {
         let magic = u32::from_be_bytes(self.exact()?);
         match magic {
             0x6744_6698 => {
-                assert_ne!(self.style, Style::Extended, "no simple replies with extended headers");
+                assert_ne!(
+                    self.style,
+                    Style::Extended,
+                    "no simple replies with extended headers"
+                );
                 let error = u32::from_be_bytes(self.exact()?);
                 let cookie = u64::from_be_bytes(self.exact()?);
-                let (command, offset, length) =
-                    self.asked.remove(&cookie).expect("a reply to an open request");
-                let mut reply = Reply { error, ..Reply::default() };
+                let (command, offset, length) = self
+                    .asked
+                    .remove(&cookie)
+                    .expect("a reply to an open request");
+                let mut reply = Reply {
+                    error,
+                    ..Reply::default()
+                };
                 if command == cmd::READ {
                     assert_eq!(self.style, Style::Simple, "reads are answered by chunks");
                     if error == 0 {
@@ -342,10 +374,16 @@ impl Client {
                 let flags = u16::from_be_bytes(self.exact()?);
                 let kind = u16::from_be_bytes(self.exact()?);
                 let cookie = u64::from_be_bytes(self.exact()?);
-                let (command, offset, length) =
-                    *self.asked.get(&cookie).expect("a chunk for an open request");
+                let (command, offset, length) = *self
+                    .asked
+                    .get(&cookie)
+                    .expect("a chunk for an open request");
                 let payload = if extended {
-                    assert_eq!(u64::from_be_bytes(self.exact()?), offset, "the request's offset");
+                    assert_eq!(
+                        u64::from_be_bytes(self.exact()?),
+                        offset,
+                        "the request's offset"
+                    );
                     u64::from_be_bytes(self.exact()?)
                 } else {
                     u64::from(u32::from_be_bytes(self.exact()?))

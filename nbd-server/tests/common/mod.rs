@@ -35,7 +35,13 @@ impl Served {
         let server = Server::new(MemoryCatalog::with(&[Arc::clone(&disk)]), options);
         let socket = directory.path().join("nbd.sock");
         let uri = server.listen_unix(&socket).unwrap();
-        Self { server, disk, socket, uri, directory }
+        Self {
+            server,
+            disk,
+            socket,
+            uri,
+            directory,
+        }
     }
 
     pub fn connect(&self, style: Style) -> Client {
@@ -58,7 +64,10 @@ pub fn requires(tools: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{missing:?} must be installed in CI");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{missing:?} must be installed in CI"
+    );
     eprintln!("skipped: {missing:?} not installed");
     false
 }

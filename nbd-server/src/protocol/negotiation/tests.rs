@@ -44,7 +44,10 @@ impl Client {
         let negotiation = Negotiation::new(&mut output);
         assert_eq!(output, b"NBDMAGICIHAVEOPT\0\x03");
         output.clear();
-        let mut client = Self { negotiation, output };
+        let mut client = Self {
+            negotiation,
+            output,
+        };
         assert_eq!(client.feed(&flags.to_be_bytes()), (4, Step::Continue));
         client
     }
@@ -74,7 +77,11 @@ impl Client {
             assert_eq!(cursor.u64(), Some(OPTION_REPLY_MAGIC));
             let (option, kind) = (cursor.u32().unwrap(), cursor.u32().unwrap());
             let payload = cursor.counted().unwrap().to_vec();
-            replies.push(Reply { option, kind, payload });
+            replies.push(Reply {
+                option,
+                kind,
+                payload,
+            });
         }
         replies
     }
@@ -152,7 +159,10 @@ fn an_oversize_option_is_refused_and_skipped_without_being_held() {
     assert_eq!(client.feed(&bytes[..16]), (16, Step::Continue));
     assert_eq!(client.replies()[0].kind, option_reply::ERR_TOO_BIG);
     assert_eq!(client.feed(&[]), (0, Step::NeedMore));
-    assert_eq!(client.feed(&payload[1..]), (MAX_OPTION_BYTES, Step::Continue));
+    assert_eq!(
+        client.feed(&payload[1..]),
+        (MAX_OPTION_BYTES, Step::Continue)
+    );
     assert_eq!(client.feed(&payload[..1]), (1, Step::Continue));
     client.output.clear();
     assert_eq!(client.ask(option::LIST, &[]).last(), Some(&ACK));
@@ -161,7 +171,10 @@ fn an_oversize_option_is_refused_and_skipped_without_being_held() {
 #[test]
 fn list_names_every_export_and_takes_no_payload() {
     let mut client = Client::greeted();
-    assert_eq!(client.ask(option::LIST, &[]), [option_reply::SERVER, option_reply::SERVER, ACK]);
+    assert_eq!(
+        client.ask(option::LIST, &[]),
+        [option_reply::SERVER, option_reply::SERVER, ACK]
+    );
     assert_eq!(client.replies()[1].payload, b"\0\0\0\x01bdisk b");
     assert_eq!(client.ask(option::LIST, &[0]), [INVALID]);
 }
@@ -180,12 +193,17 @@ fn export_name_starts_transmission_with_or_without_zeroes() {
     for (flags, padding) in [(1, 124), (3, 0), (0, 124)] {
         let mut client = Client::with_flags(flags);
         let step = client.send(option::EXPORT_NAME, b"b");
-        let Step::Transmission(agreement) = step else { panic!("{step:?}") };
+        let Step::Transmission(agreement) = step else {
+            panic!("{step:?}")
+        };
         assert_eq!(agreement.export.name, "b");
         assert_eq!(agreement.style, HeaderStyle::Simple);
         assert_eq!(client.output.len(), 10 + padding);
         assert_eq!(client.output[..8], (1u64 << 20).to_be_bytes());
-        assert_eq!(client.output[8..10], agreement.transmission_flags().to_be_bytes());
+        assert_eq!(
+            client.output[8..10],
+            agreement.transmission_flags().to_be_bytes()
+        );
     }
 }
 
@@ -202,7 +220,10 @@ fn export_name_can_only_be_refused_by_closing() {
     }
     let mut client = Client::greeted();
     client.ask(option::EXTENDED_HEADERS, &[]);
-    assert_eq!(client.send(option::EXPORT_NAME, b"a"), Step::Closed(Closed::ExportRefused));
+    assert_eq!(
+        client.send(option::EXPORT_NAME, b"a"),
+        Step::Closed(Closed::ExportRefused)
+    );
     let long = message(option::EXPORT_NAME, &[b'x'; MAX_STRING_BYTES + 1]);
     let (_, step) = Client::greeted().feed(&long);
     assert_eq!(step, Step::Closed(Closed::ExportRefused));
@@ -218,12 +239,19 @@ fn without_fixed_newstyle_only_export_name_works() {
 #[test]
 fn info_sends_the_export_always_and_the_rest_when_asked() {
     let mut client = Client::greeted();
-    assert_eq!(client.ask(option::INFO, &query("a", &[])), [option_reply::INFO, ACK]);
+    assert_eq!(
+        client.ask(option::INFO, &query("a", &[])),
+        [option_reply::INFO, ACK]
+    );
     assert_eq!(client.replies()[0].payload.len(), 12);
     // Unknown and repeated items do no harm.
     let all = [3, 2, 1, 0, 99, 3];
     client.ask(option::INFO, &query("", &all));
-    let items: Vec<_> = client.replies().into_iter().map(|reply| reply.payload).collect();
+    let items: Vec<_> = client
+        .replies()
+        .into_iter()
+        .map(|reply| reply.payload)
+        .collect();
     assert_eq!(items.len(), 5);
     assert_eq!(items[1], b"\0\x01a");
     assert_eq!(items[2], b"\0\x02disk a");
@@ -234,7 +262,10 @@ fn info_sends_the_export_always_and_the_rest_when_asked() {
 fn info_then_go_give_the_same_answer() {
     let mut client = Client::greeted();
     client.ask(option::STRUCTURED_REPLY, &[]);
-    client.ask(option::SET_META_CONTEXT, &contexts("b", &["base:allocation"]));
+    client.ask(
+        option::SET_META_CONTEXT,
+        &contexts("b", &["base:allocation"]),
+    );
     let request = query("b", &[0, 1, 2, 3]);
     client.ask(option::INFO, &request);
     let mut info = client.replies();
@@ -255,13 +286,27 @@ fn malformed_info_is_refused_and_the_next_one_works() {
     name_too_long[3] = 200;
     let mut not_utf8 = query("a", &[]);
     not_utf8[4] = 0xff;
-    for bad in [vec![], vec![0; 3], too_few_items, too_many, name_too_long, not_utf8, query("a\0", &[])] {
+    for bad in [
+        vec![],
+        vec![0; 3],
+        too_few_items,
+        too_many,
+        name_too_long,
+        not_utf8,
+        query("a\0", &[]),
+    ] {
         assert_eq!(client.ask(option::INFO, &bad), [INVALID], "{bad:?}");
         assert_eq!(client.ask(option::GO, &bad), [INVALID], "{bad:?}");
     }
     let long = "x".repeat(MAX_STRING_BYTES + 1);
-    assert_eq!(client.ask(option::INFO, &query(&long, &[])), [option_reply::ERR_TOO_BIG]);
-    assert_eq!(client.ask(option::GO, &query("nonesuch", &[])), [option_reply::ERR_UNKNOWN]);
+    assert_eq!(
+        client.ask(option::INFO, &query(&long, &[])),
+        [option_reply::ERR_TOO_BIG]
+    );
+    assert_eq!(
+        client.ask(option::GO, &query("nonesuch", &[])),
+        [option_reply::ERR_UNKNOWN]
+    );
     assert_eq!(client.go("a").export.name, "a");
 }
 
@@ -285,7 +330,10 @@ fn structured_replies_and_extended_headers_take_turns_as_the_protocol_says() {
     assert_eq!(client.ask(option::EXTENDED_HEADERS, &[1]), [INVALID]);
     assert_eq!(client.ask(option::EXTENDED_HEADERS, &[]), [ACK]);
     assert_eq!(client.ask(option::EXTENDED_HEADERS, &[]), [INVALID]);
-    assert_eq!(client.ask(option::STRUCTURED_REPLY, &[]), [option_reply::ERR_EXT_HEADER_REQD]);
+    assert_eq!(
+        client.ask(option::STRUCTURED_REPLY, &[]),
+        [option_reply::ERR_EXT_HEADER_REQD]
+    );
     assert_eq!(client.go("a").style, HeaderStyle::Extended);
     let mut client = Client::greeted();
     client.ask(option::STRUCTURED_REPLY, &[]);
@@ -301,7 +349,10 @@ fn contexts_need_structured_replies() {
     }
     client.ask(option::EXTENDED_HEADERS, &[]);
     for option in [option::SET_META_CONTEXT, option::LIST_META_CONTEXT] {
-        assert_eq!(client.ask(option, &request), [option_reply::META_CONTEXT, ACK]);
+        assert_eq!(
+            client.ask(option, &request),
+            [option_reply::META_CONTEXT, ACK]
+        );
     }
 }
 
@@ -311,15 +362,31 @@ fn wildcards_list_but_do_not_choose() {
     for (queries, listed, chosen) in [
         (&["base:"][..], FOUND, &[ACK][..]),
         (&["base:allocation"], FOUND, FOUND),
-        (&["base:other", "qemu:dirty", "nonsense", ""], &[ACK], &[ACK]),
-        (&["x-y:z", "base:allocation", "base:allocation"], FOUND, FOUND),
+        (
+            &["base:other", "qemu:dirty", "nonsense", ""],
+            &[ACK],
+            &[ACK],
+        ),
+        (
+            &["x-y:z", "base:allocation", "base:allocation"],
+            FOUND,
+            FOUND,
+        ),
         (&[], FOUND, &[ACK]),
     ] {
         let mut client = Client::greeted();
         client.ask(option::STRUCTURED_REPLY, &[]);
         let request = contexts("a", queries);
-        assert_eq!(client.ask(option::LIST_META_CONTEXT, &request), listed, "{queries:?}");
-        assert_eq!(client.ask(option::SET_META_CONTEXT, &request), chosen, "{queries:?}");
+        assert_eq!(
+            client.ask(option::LIST_META_CONTEXT, &request),
+            listed,
+            "{queries:?}"
+        );
+        assert_eq!(
+            client.ask(option::SET_META_CONTEXT, &request),
+            chosen,
+            "{queries:?}"
+        );
         if chosen == FOUND {
             assert_eq!(client.replies()[0].payload, b"\0\0\0\x01base:allocation");
         }
@@ -329,13 +396,24 @@ fn wildcards_list_but_do_not_choose() {
 
 #[test]
 fn a_context_counts_only_for_the_export_that_go_names() {
-    for (chosen_for, gone_to, valid) in
-        [("a", "a", true), ("a", "b", false), ("", "a", true), ("a", "", true), ("b", "", false)]
-    {
+    for (chosen_for, gone_to, valid) in [
+        ("a", "a", true),
+        ("a", "b", false),
+        ("", "a", true),
+        ("a", "", true),
+        ("b", "", false),
+    ] {
         let mut client = Client::greeted();
         client.ask(option::STRUCTURED_REPLY, &[]);
-        client.ask(option::SET_META_CONTEXT, &contexts(chosen_for, &["base:allocation"]));
-        assert_eq!(client.go(gone_to).block_status, valid, "{chosen_for:?} then {gone_to:?}");
+        client.ask(
+            option::SET_META_CONTEXT,
+            &contexts(chosen_for, &["base:allocation"]),
+        );
+        assert_eq!(
+            client.go(gone_to).block_status,
+            valid,
+            "{chosen_for:?} then {gone_to:?}"
+        );
     }
 }
 
@@ -349,7 +427,14 @@ fn choosing_contexts_again_forgets_the_old_ones_even_when_it_fails() {
     let mut endless = contexts("a", &[]);
     *endless.last_mut().unwrap() = 0xff;
     let too_big = vec![0; MAX_OPTION_BYTES + 1];
-    for bad in [trailing, short, endless, contexts("nonesuch", &[]), contexts("a", &["\0"]), too_big] {
+    for bad in [
+        trailing,
+        short,
+        endless,
+        contexts("nonesuch", &[]),
+        contexts("a", &["\0"]),
+        too_big,
+    ] {
         let mut client = Client::greeted();
         client.ask(option::STRUCTURED_REPLY, &[]);
         client.ask(option::SET_META_CONTEXT, &good);
@@ -362,7 +447,10 @@ fn choosing_contexts_again_forgets_the_old_ones_even_when_it_fails() {
 fn listing_contexts_leaves_the_chosen_ones() {
     let mut client = Client::greeted();
     client.ask(option::STRUCTURED_REPLY, &[]);
-    client.ask(option::SET_META_CONTEXT, &contexts("a", &["base:allocation"]));
+    client.ask(
+        option::SET_META_CONTEXT,
+        &contexts("a", &["base:allocation"]),
+    );
     client.ask(option::LIST_META_CONTEXT, &contexts("b", &[]));
     assert!(client.go("a").block_status);
 }
@@ -370,10 +458,20 @@ fn listing_contexts_leaves_the_chosen_ones() {
 #[test]
 fn transmission_flags_say_what_works_and_nothing_else() {
     use transmission_flag as flag;
-    let base = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
+    let base = flag::HAS_FLAGS
+        | flag::SEND_FLUSH
+        | flag::SEND_FUA
+        | flag::CAN_MULTI_CONN
+        | flag::SEND_CACHE;
     let writable = flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
-    assert_eq!(transmission_flags(false, HeaderStyle::Simple, false), base | writable);
-    assert_eq!(transmission_flags(true, HeaderStyle::Simple, false), base | flag::READ_ONLY);
+    assert_eq!(
+        transmission_flags(false, HeaderStyle::Simple, false),
+        base | writable
+    );
+    assert_eq!(
+        transmission_flags(true, HeaderStyle::Simple, false),
+        base | flag::READ_ONLY
+    );
     assert_eq!(
         transmission_flags(false, HeaderStyle::Structured, true),
         base | writable | flag::SEND_DF

@@ -1,8 +1,14 @@
 use super::*;
 
-const TO: Addressee = Addressee { cookie: 0x1122_3344_5566_7788, offset: 0x1000 };
-const STYLES: [HeaderStyle; 3] =
-    [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
+const TO: Addressee = Addressee {
+    cookie: 0x1122_3344_5566_7788,
+    offset: 0x1000,
+};
+const STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
 
 #[test]
 fn data_headers_say_where_the_data_belongs() {
@@ -12,7 +18,14 @@ fn data_headers_say_where_the_data_belongs() {
     assert_eq!(simple[8..], TO.cookie.to_be_bytes());
 
     let mut structured = [0; STRUCTURED_BYTES + 8];
-    data_header(&mut structured, HeaderStyle::Structured, TO, 0x1200, 512, true);
+    data_header(
+        &mut structured,
+        HeaderStyle::Structured,
+        TO,
+        0x1200,
+        512,
+        true,
+    );
     assert_eq!(structured[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1]);
     assert_eq!(structured[8..16], TO.cookie.to_be_bytes());
     assert_eq!(structured[16..20], 520u32.to_be_bytes());
@@ -61,9 +74,10 @@ fn an_empty_read_is_a_chunk_where_chunks_are_in_use() {
 #[test]
 fn errors_carry_a_bounded_sentence() {
     let long = "ü".repeat(4000);
-    for (style, header) in
-        [(HeaderStyle::Structured, STRUCTURED_BYTES), (HeaderStyle::Extended, EXTENDED_BYTES)]
-    {
+    for (style, header) in [
+        (HeaderStyle::Structured, STRUCTURED_BYTES),
+        (HeaderStyle::Extended, EXTENDED_BYTES),
+    ] {
         let mut out = Vec::new();
         error(&mut out, style, TO, ErrorCode::NoSpace, &long);
         let payload = &out[header..];
@@ -83,10 +97,22 @@ fn errors_carry_a_bounded_sentence() {
 #[test]
 fn neighbouring_extents_of_one_kind_are_merged() {
     let extents = [
-        Extent { length: 4096, kind: ExtentKind::Hole },
-        Extent { length: 4096, kind: ExtentKind::Hole },
-        Extent { length: 512, kind: ExtentKind::Data },
-        Extent { length: 1, kind: ExtentKind::Zero },
+        Extent {
+            length: 4096,
+            kind: ExtentKind::Hole,
+        },
+        Extent {
+            length: 4096,
+            kind: ExtentKind::Hole,
+        },
+        Extent {
+            length: 512,
+            kind: ExtentKind::Data,
+        },
+        Extent {
+            length: 1,
+            kind: ExtentKind::Zero,
+        },
     ];
     let mut out = Vec::new();
     block_status(&mut out, HeaderStyle::Structured, TO, &extents);
@@ -102,8 +128,14 @@ fn neighbouring_extents_of_one_kind_are_merged() {
 #[test]
 fn extended_extents_have_64_bits_and_a_count() {
     let extents = [
-        Extent { length: 5 << 40, kind: ExtentKind::Hole },
-        Extent { length: 1, kind: ExtentKind::Data },
+        Extent {
+            length: 5 << 40,
+            kind: ExtentKind::Hole,
+        },
+        Extent {
+            length: 1,
+            kind: ExtentKind::Data,
+        },
     ];
     let mut out = Vec::new();
     block_status(&mut out, HeaderStyle::Extended, TO, &extents);
@@ -118,7 +150,11 @@ fn extended_extents_have_64_bits_and_a_count() {
 #[test]
 fn every_disk_error_has_its_number() {
     use tessera_engine::disk::DiskError;
-    let range = DiskError::OutOfRange { offset: 0, length: 1, size: 0 };
+    let range = DiskError::OutOfRange {
+        offset: 0,
+        length: 1,
+        size: 0,
+    };
     for (error, writing, number) in [
         (range.clone(), true, 28),
         (range, false, 22),
@@ -128,7 +164,11 @@ fn every_disk_error_has_its_number() {
         (DiskError::NotFast, false, 95),
         (DiskError::Gone, false, 108),
     ] {
-        assert_eq!(ErrorCode::from_disk(&error, writing).wire(), number, "{error}");
+        assert_eq!(
+            ErrorCode::from_disk(&error, writing).wire(),
+            number,
+            "{error}"
+        );
     }
     assert_eq!(ErrorCode::Overflow.wire(), 75);
 }

@@ -13,22 +13,39 @@ fn compact(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {
 }
 
 fn header(flags: u16, command: u16, offset: u64, length: u64) -> RequestHeader {
-    RequestHeader { flags, command, cookie: 77, offset, length }
+    RequestHeader {
+        flags,
+        command,
+        cookie: 77,
+        offset,
+        length,
+    }
 }
 
 fn terms(style: HeaderStyle) -> Terms {
-    Terms { style, block_status: true, read_only: false, size: 1 << 30 }
+    Terms {
+        style,
+        block_status: true,
+        read_only: false,
+        size: 1 << 30,
+    }
 }
 
-const STYLES: [HeaderStyle; 3] =
-    [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
+const STYLES: [HeaderStyle; 3] = [
+    HeaderStyle::Simple,
+    HeaderStyle::Structured,
+    HeaderStyle::Extended,
+];
 
 #[test]
 fn a_compact_header_is_28_bytes_and_every_prefix_is_incomplete() {
     let bytes = compact(1, command::WRITE, 4096, 512);
     assert_eq!(bytes.len(), COMPACT_BYTES);
     for end in 0..bytes.len() {
-        assert_eq!(parse(HeaderStyle::Structured, &bytes[..end]), Parsed::Incomplete);
+        assert_eq!(
+            parse(HeaderStyle::Structured, &bytes[..end]),
+            Parsed::Incomplete
+        );
     }
     let expected = header(1, command::WRITE, 4096, 512);
     assert_eq!(parse(HeaderStyle::Simple, &bytes), Parsed::Header(expected));
@@ -49,16 +66,28 @@ fn an_extended_header_carries_a_64_bit_length() {
         offset: 0,
         length: 1 << 40,
     };
-    assert_eq!(parse(HeaderStyle::Extended, &bytes), Parsed::Header(expected));
-    assert_eq!(parse(HeaderStyle::Extended, &bytes[..31]), Parsed::Incomplete);
+    assert_eq!(
+        parse(HeaderStyle::Extended, &bytes),
+        Parsed::Header(expected)
+    );
+    assert_eq!(
+        parse(HeaderStyle::Extended, &bytes[..31]),
+        Parsed::Incomplete
+    );
 }
 
 #[test]
 fn each_style_refuses_the_other_magic_as_soon_as_it_is_there() {
     let compact = REQUEST_MAGIC.to_be_bytes();
     let extended = EXTENDED_REQUEST_MAGIC.to_be_bytes();
-    assert_eq!(parse(HeaderStyle::Extended, &compact), Parsed::BadMagic(REQUEST_MAGIC));
-    assert_eq!(parse(HeaderStyle::Simple, &extended), Parsed::BadMagic(EXTENDED_REQUEST_MAGIC));
+    assert_eq!(
+        parse(HeaderStyle::Extended, &compact),
+        Parsed::BadMagic(REQUEST_MAGIC)
+    );
+    assert_eq!(
+        parse(HeaderStyle::Simple, &extended),
+        Parsed::BadMagic(EXTENDED_REQUEST_MAGIC)
+    );
 }
 
 #[test]
@@ -84,9 +113,16 @@ fn ranges_past_the_end_meet_the_error_of_their_command() {
         (command::CACHE, ErrorCode::Invalid),
         (command::BLOCK_STATUS, ErrorCode::Invalid),
     ] {
-        assert!(terms.validate(&header(0, command, size - 512, 512)).is_ok(), "{command}");
-        for (offset, length) in [(size - 511, 512), (size, 1), (u64::MAX, 1), (u64::MAX - 5, 512)]
-        {
+        assert!(
+            terms.validate(&header(0, command, size - 512, 512)).is_ok(),
+            "{command}"
+        );
+        for (offset, length) in [
+            (size - 511, 512),
+            (size, 1),
+            (u64::MAX, 1),
+            (u64::MAX - 5, 512),
+        ] {
             let result = terms.validate(&header(0, command, offset, length));
             assert_eq!(result, Err(error), "command {command} at {offset}+{length}");
         }
@@ -95,27 +131,63 @@ fn ranges_past_the_end_meet_the_error_of_their_command() {
 
 #[test]
 fn a_read_only_export_refuses_what_writes_and_nothing_else() {
-    let terms = Terms { read_only: true, ..terms(HeaderStyle::Structured) };
+    let terms = Terms {
+        read_only: true,
+        ..terms(HeaderStyle::Structured)
+    };
     for command in [command::WRITE, command::TRIM, command::WRITE_ZEROES] {
-        assert_eq!(terms.validate(&header(0, command, 0, 512)), Err(ErrorCode::Perm));
+        assert_eq!(
+            terms.validate(&header(0, command, 0, 512)),
+            Err(ErrorCode::Perm)
+        );
         // Even where the range is wrong as well.
-        assert_eq!(terms.validate(&header(0, command, 1 << 40, 512)), Err(ErrorCode::Perm));
+        assert_eq!(
+            terms.validate(&header(0, command, 1 << 40, 512)),
+            Err(ErrorCode::Perm)
+        );
     }
     for command in [command::READ, command::CACHE, command::BLOCK_STATUS] {
         assert!(terms.validate(&header(0, command, 0, 512)).is_ok());
     }
-    assert_eq!(terms.validate(&header(0, command::FLUSH, 0, 0)), Ok(Action::Flush));
+    assert_eq!(
+        terms.validate(&header(0, command::FLUSH, 0, 0)),
+        Ok(Action::Flush)
+    );
 }
 
 #[test]
 fn every_command_takes_fua_and_no_flag_it_does_not_know() {
     use command_flag as flag;
-    let all = [flag::NO_HOLE, flag::DF, flag::REQ_ONE, flag::FAST_ZERO, flag::PAYLOAD_LEN, 1 << 6, 1 << 15];
+    let all = [
+        flag::NO_HOLE,
+        flag::DF,
+        flag::REQ_ONE,
+        flag::FAST_ZERO,
+        flag::PAYLOAD_LEN,
+        1 << 6,
+        1 << 15,
+    ];
     for style in STYLES {
         let terms = terms(style);
         for (command, length, allowed) in [
-            (command::READ, 512, if style == HeaderStyle::Simple { 0 } else { flag::DF }),
-            (command::WRITE, 512, if style == HeaderStyle::Extended { flag::PAYLOAD_LEN } else { 0 }),
+            (
+                command::READ,
+                512,
+                if style == HeaderStyle::Simple {
+                    0
+                } else {
+                    flag::DF
+                },
+            ),
+            (
+                command::WRITE,
+                512,
+                if style == HeaderStyle::Extended {
+                    flag::PAYLOAD_LEN
+                } else {
+                    0
+                },
+            ),
             (command::FLUSH, 0, 0),
             (command::TRIM, 512, 0),
             (command::CACHE, 512, 0),
@@ -123,7 +195,12 @@ fn every_command_takes_fua_and_no_flag_it_does_not_know() {
             (
                 command::BLOCK_STATUS,
                 512,
-                flag::REQ_ONE | if style == HeaderStyle::Extended { flag::PAYLOAD_LEN } else { 0 },
+                flag::REQ_ONE
+                    | if style == HeaderStyle::Extended {
+                        flag::PAYLOAD_LEN
+                    } else {
+                        0
+                    },
             ),
         ] {
             let try_with = |flags| terms.validate(&header(flags, command, 0, length));
@@ -132,7 +209,11 @@ fn every_command_takes_fua_and_no_flag_it_does_not_know() {
             assert!(try_with(flag::FUA).is_ok(), "{style:?} {command}");
             for other in all {
                 if allowed & other == 0 {
-                    assert_eq!(try_with(other), Err(ErrorCode::Invalid), "{style:?} {command} {other}");
+                    assert_eq!(
+                        try_with(other),
+                        Err(ErrorCode::Invalid),
+                        "{style:?} {command} {other}"
+                    );
                 } else if fits(other) {
                     assert!(try_with(other).is_ok(), "{style:?} {command} {other}");
                 }
@@ -149,16 +230,26 @@ fn transfers_end_at_32_mib_but_ranges_without_payload_do_not() {
         (HeaderStyle::Structured, ErrorCode::Overflow),
         (HeaderStyle::Extended, ErrorCode::Overflow),
     ] {
-        let terms = Terms { size: 1 << 50, ..terms(style) };
+        let terms = Terms {
+            size: 1 << 50,
+            ..terms(style)
+        };
         assert!(terms.validate(&header(0, command::READ, 0, most)).is_ok());
-        assert_eq!(terms.validate(&header(0, command::READ, 0, most + 1)), Err(error));
+        assert_eq!(
+            terms.validate(&header(0, command::READ, 0, most + 1)),
+            Err(error)
+        );
         assert!(terms.validate(&header(0, command::WRITE, 0, most)).is_ok());
         assert_eq!(
             terms.validate(&header(0, command::WRITE, 0, most + 1)),
             Err(ErrorCode::Invalid)
         );
-        for command in [command::TRIM, command::WRITE_ZEROES, command::CACHE, command::BLOCK_STATUS]
-        {
+        for command in [
+            command::TRIM,
+            command::WRITE_ZEROES,
+            command::CACHE,
+            command::BLOCK_STATUS,
+        ] {
             assert!(terms.validate(&header(0, command, 0, 1 << 50)).is_ok());
         }
     }
@@ -169,16 +260,25 @@ fn flags_turn_into_what_they_ask_for() {
     use command_flag as flag;
     let terms = terms(HeaderStyle::Extended);
     let validate = |flags, command, length| terms.validate(&header(flags, command, 0, length));
-    assert_eq!(validate(flag::DF, command::READ, 1), Ok(Action::Read { whole: true }));
+    assert_eq!(
+        validate(flag::DF, command::READ, 1),
+        Ok(Action::Read { whole: true })
+    );
     assert_eq!(
         validate(flag::FUA | flag::PAYLOAD_LEN, command::WRITE, 1),
         Ok(Action::Write { fua: true })
     );
     assert_eq!(
         validate(flag::NO_HOLE | flag::FAST_ZERO, command::WRITE_ZEROES, 1),
-        Ok(Action::WriteZeroes { fua: false, keep_allocated: true })
+        Ok(Action::WriteZeroes {
+            fua: false,
+            keep_allocated: true
+        })
     );
-    assert_eq!(validate(flag::FUA, command::TRIM, 1), Ok(Action::Trim { fua: true }));
+    assert_eq!(
+        validate(flag::FUA, command::TRIM, 1),
+        Ok(Action::Trim { fua: true })
+    );
     assert_eq!(
         validate(flag::REQ_ONE, command::BLOCK_STATUS, 1),
         Ok(Action::BlockStatus { one: true })
@@ -193,7 +293,10 @@ fn flags_turn_into_what_they_ask_for() {
 #[test]
 fn block_status_needs_the_context_and_a_range() {
     let terms = terms(HeaderStyle::Structured);
-    let without = Terms { block_status: false, ..terms };
+    let without = Terms {
+        block_status: false,
+        ..terms
+    };
     let ask = header(0, command::BLOCK_STATUS, 0, 512);
     assert!(terms.validate(&ask).is_ok());
     assert_eq!(without.validate(&ask), Err(ErrorCode::Invalid));
@@ -211,7 +314,10 @@ fn a_block_status_payload_names_the_one_context_once() {
         ids.iter().for_each(|id| bytes.extend(id.to_be_bytes()));
         bytes
     };
-    assert_eq!(terms.query(0, &payload(4096, &[BASE_ALLOCATION_ID])), Ok(4096));
+    assert_eq!(
+        terms.query(0, &payload(4096, &[BASE_ALLOCATION_ID])),
+        Ok(4096)
+    );
     for bad in [
         payload(4096, &[]),
         payload(4096, &[2]),
@@ -223,7 +329,10 @@ fn a_block_status_payload_names_the_one_context_once() {
     ] {
         assert_eq!(terms.query(0, &bad), Err(ErrorCode::Invalid), "{bad:?}");
     }
-    assert_eq!(terms.query(u64::MAX, &payload(9, &[BASE_ALLOCATION_ID])), Err(ErrorCode::Invalid));
+    assert_eq!(
+        terms.query(u64::MAX, &payload(9, &[BASE_ALLOCATION_ID])),
+        Err(ErrorCode::Invalid)
+    );
 }
 
 proptest! {
