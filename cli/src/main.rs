@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod control;
 mod failure;
+mod notify;
 mod output;
 mod signals;
 mod size;

@@ -24,6 +24,7 @@ use crate::{
     args::Globals,
     control::server::ControlServer,
     failure::Failure,
+    notify::notify,
     output,
     signals::StopSignals,
     size,
@@ -122,10 +123,18 @@ impl Serve {
             .iter()
             .try_for_each(|uri| output::print(&format!("listening on {uri}\n")));
         if told.is_ok() {
+            notify("READY=1");
             signals.wait();
+            notify("STOPPING=1");
             tracing::info!("stopping: finishing what is in flight");
         }
-        server.shutdown(DRAIN_PATIENCE);
+        let drained = server.shutdown(DRAIN_PATIENCE);
+        if drained.cut > 0 {
+            tracing::warn!(
+                connections = drained.cut,
+                "clients did not take their answers in time and were disconnected"
+            );
+        }
         control.shutdown();
         told
     }
@@ -161,6 +170,6 @@ fn describe(server: &Server, read_only: bool, endpoints: &[String]) -> ServerInf
         version: env!("CARGO_PKG_VERSION").to_owned(),
         endpoints: endpoints.to_vec(),
         read_only,
-        connections: server.connections(),
+        connections: server.stats().connections_open,
     }
 }
