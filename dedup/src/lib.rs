@@ -9,6 +9,8 @@ mod index;
 mod load;
 mod reader;
 pub mod segment;
+#[cfg(test)]
+mod testkit;
 
 pub use chunk::{CHUNK_BYTES_MAX, CodecError, Compressor, PACK_BLOCK, decompress, is_zero, place};
 pub use directory::{SegmentDirectory, SegmentFacts, SummaryPlace};

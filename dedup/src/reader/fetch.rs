@@ -153,6 +153,11 @@ impl ChunkReader {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn recover_for_test(&self, want: &Want) -> Result<AlignedBuf, ReadError> {
+        self.recover(want, None)
+    }
+
     /// The fingerprint and length of a chunk, where its segment's summary has
     /// them.
     fn identity(&self, want: &Want) -> Option<(Fingerprint, u32)> {
