@@ -103,7 +103,7 @@ fn a_walk_goes_on_behind_a_damaged_page() {
     let tree = mapped(&store);
     store.break_page(&pointer(&store, &tree, 0, 3));
     store.overwrite(&pointer(&store, &tree, 0, 500), 16 * 9, &[0xff; 16]);
-    store.overwrite(&pointer(&store, &tree, 1, 2), 16 * 255, &[0xff; 16]);
+    store.overwrite(&pointer(&store, &tree, 1, 2), 16 * 40, &[0xff; 16]);
     let mut bad = Vec::new();
     let mut leaves = Vec::new();
     let mut walker = Walker::new(tree);
