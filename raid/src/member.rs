@@ -71,9 +71,11 @@ pub(crate) fn open_members(
     mode: OpenMode,
     must_exist: bool,
 ) -> Result<Vec<OpenMember>, RaidError> {
-    refuse_same_files(paths)?;
+    // The witness has no path for a member that it never saw.
+    let known = || paths.iter().filter(|path| !path.as_os_str().is_empty());
+    refuse_same_files(known())?;
     let mut opened: Vec<OpenMember> = Vec::with_capacity(paths.len());
-    for path in paths {
+    for path in known() {
         let (device, facts) = match devices.open(path, mode) {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -110,7 +112,7 @@ pub(crate) fn open_members(
 }
 
 /// Finds a file given twice before its lock is met a second time.
-fn refuse_same_files(paths: &[PathBuf]) -> Result<(), RaidError> {
+fn refuse_same_files<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<(), RaidError> {
     let mut by_path: HashMap<&Path, &Path> = HashMap::new();
     let mut by_inode: HashMap<(u64, u64), &Path> = HashMap::new();
     for path in paths {

@@ -164,6 +164,32 @@ fn a_pool_open_elsewhere_is_refused_and_links_are_seen_through() {
 }
 
 #[test]
+fn a_pool_imported_without_some_members_opens_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let members = files(directory.path(), 5);
+    let backend = backends().remove(0);
+    let spec = spec_of(Level::Raid6, &members);
+    let witness = Box::new(PoolFile::new(directory.path()));
+    Array::create(Arc::clone(&backend), &spec, b"", witness).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let witness = PoolFile::new(other.path());
+    let given = &members[2..];
+    let array = Array::open(
+        Arc::clone(&backend),
+        given,
+        Box::new(witness.clone()),
+        &quick(),
+    );
+    array.unwrap().close();
+    let record = witness.load().unwrap().unwrap();
+    let paths: Vec<_> = record.members.into_iter().map(|m| m.path).collect();
+    assert!(paths[..2].iter().all(|path| path.as_os_str().is_empty()));
+    assert_eq!(paths[2..], members[2..]);
+    let array = Array::open(backend, &paths, Box::new(witness), &quick()).unwrap();
+    assert_eq!(not_online(&array), [0, 1]);
+}
+
+#[test]
 fn the_areas_that_must_not_run_out_of_space_are_allocated() {
     use std::os::unix::fs::MetadataExt;
     let directory = tempfile::tempdir().unwrap();

@@ -346,6 +346,19 @@ fn r4_more_failures_than_survivable_stop_writes_and_leave_superblocks_alone() {
 }
 
 #[test]
+fn r4_a_member_that_is_needed_cannot_be_failed_by_hand() {
+    let (_pool, array) = Pool::create(Level::Raid1, 2, 54);
+    array.fail_member(index(0), "test").unwrap();
+    let error = array.fail_member(index(1), "test").unwrap_err();
+    assert_eq!(error.kind(), Kind::TooFewMembers);
+    assert_eq!(array.status().state, ArrayState::Degraded, "nothing stops");
+    let mut model = Model::default();
+    model.fill(&array, 0, 1).unwrap();
+    array.sync().unwrap();
+    model.check(&array, "on the last member");
+}
+
+#[test]
 fn r4_a_full_file_system_is_nobodys_failure() {
     let (pool, array) = Pool::create(Level::Raid5, 3, 42);
     pool.world

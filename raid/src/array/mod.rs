@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - Nothing that skipped a member is acknowledged before the superblocks and
-//!   the witness say so (R2, R3): every write ends in [`Array::barrier`].
+//!   the witness say so (R2, R3): every write ends in `Array::barrier`.
 //! - The superblocks' sequence never advances before its last value is
 //!   durable on every member in use (R1).
 //! - No more failures are recorded than the layouts survive; beyond that
@@ -255,6 +255,10 @@ impl Array {
     }
 
     /// Fails a member; on `Ok` the degrade barrier is durable (R2).
+    ///
+    /// # Errors
+    /// `TooFewMembers` where the array cannot do without it; nothing changes
+    /// then (R4).
     pub fn fail_member(&self, member: MemberIndex, reason: &str) -> Result<(), RaidError> {
         if self.read_only {
             return Err(self.read_only_error());
@@ -265,6 +269,7 @@ impl Array {
                 format!("The pool has no member {member}"),
             ));
         }
+        self.check_dispensable(member)?;
         self.degrade(MemberSet::of(member), reason)
     }
 
@@ -347,6 +352,9 @@ impl Array {
 
     /// Runs a batch whose n-th operation is for the n-th of `members`.
     fn run(&self, batch: &mut [Io], members: impl Iterator<Item = MemberIndex> + Clone) {
+        if batch.is_empty() {
+            return;
+        }
         let verdict = stall::BatchVerdict::new(self, members.clone().collect());
         self.backend.run(batch, &verdict);
         let completed = batch.iter().zip(members).filter(|(io, _)| {

@@ -99,7 +99,7 @@ impl Array {
     /// # Errors
     /// `Stopped` where it cannot be made durable; the array then writes
     /// nothing more. `InvalidArgument` where the record is longer than
-    /// [`ENGINE_RECORD_BYTES`](crate::ENGINE_RECORD_BYTES).
+    /// [`ENGINE_RECORD_BYTES`].
     pub fn commit(&self, engine_record: &[u8], clean: bool) -> Result<(), RaidError> {
         if self.read_only {
             return Err(self.read_only_error());
@@ -129,6 +129,23 @@ impl Array {
         self.note_failures(&mut state, failing, FAILED, why)?;
         let version = state.desired_version;
         self.wait_for(state, version)
+    }
+
+    /// R4: an order to fail a member is refused where a failure would stop
+    /// the array.
+    pub(super) fn check_dispensable(&self, member: MemberIndex) -> Result<(), RaidError> {
+        let state = self.superblocks.lock();
+        let failed = state.desired.not_in_sync();
+        if failed.contains(member) || state.desired.survives(failed.with(member)) {
+            return Ok(());
+        }
+        Err(RaidError::new(
+            Kind::TooFewMembers,
+            format!(
+                "{} cannot be done without",
+                self.names(MemberSet::of(member))
+            ),
+        ))
     }
 
     /// Notes standings found while opening. Done before anything is written,

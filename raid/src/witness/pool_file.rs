@@ -65,7 +65,11 @@ impl PoolFile {
         self.directory.join(FILE_NAME)
     }
 
+    /// How a member's path is stored. One that is not known stays empty.
     fn stored_path(&self, member: &Path) -> io::Result<PathBuf> {
+        if member.as_os_str().is_empty() {
+            return Ok(PathBuf::new());
+        }
         let member = std::path::absolute(member)?;
         let directory = std::path::absolute(&self.directory)?;
         if let Ok(inside) = member.strip_prefix(&directory) {
@@ -129,7 +133,10 @@ impl Witness for PoolFile {
         let members = document.members.into_iter().map(|entry| WitnessMember {
             index: MemberIndex(entry.index),
             uuid: entry.uuid,
-            path: self.directory.join(entry.path),
+            path: match entry.path.as_os_str().is_empty() {
+                true => entry.path,
+                false => self.directory.join(entry.path),
+            },
         });
         Ok(Some(WitnessRecord {
             pool: document.uuid,
@@ -219,6 +226,16 @@ mod tests {
             loaded.members[1].path,
             Path::new("/somewhere/else/disk1.img")
         );
+    }
+
+    #[test]
+    fn a_member_that_was_never_seen_has_no_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = PoolFile::new(directory.path());
+        let mut record = record(directory.path());
+        record.members[1].path = PathBuf::new();
+        file.store(&record).unwrap();
+        assert_eq!(file.load().unwrap(), Some(record));
     }
 
     #[test]
