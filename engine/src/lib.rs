@@ -1,3 +1,13 @@
 //! The pool: volumes, map trees, journal, checkpoints and recovery.
 
+pub mod api;
+mod catalogue;
 pub mod disk;
+mod epochs;
+mod error;
+pub mod journal;
+pub mod map;
+pub mod pool;
+mod root;
+
+pub use error::{EngineError, ErrorKind};

@@ -1,0 +1,652 @@
+//! The segment table: the state, generation and placement of every segment.
+//!
+//! ```text
+//!            open              seal               release
+//!   Free ----------> Open ----------> Sealed ----------------> Released
+//!    ^                                                             |
+//!    |   c+1 durable, every operation begun                        | persisted
+//!    |   before the release has ended, punched                     | by c
+//!    +------------------------- Clearing <-------------------------+
+//!                          (Free in checkpoint c+1)
+//! ```
+//!
+//! * A segment freed by checkpoint *c* is reusable once *c + 1* is durable, so
+//!   the root before *c* stays whole (R12).
+//! * It is neither punched nor reused while any operation begun before its
+//!   release is in flight; the caller proves that with epochs (R9).
+//! * A frozen segment serves reads but no dedup hit may land there (R8, R20).
+//!
+//! The table lives in memory and is persisted, record by record, as a tree of
+//! 64-byte records; [`SegmentTable::take_dirty`] yields what a checkpoint has
+//! to write. A record is written whole, so there is no order within it.
+
+use std::collections::BTreeSet;
+
+use parking_lot::RwLock;
+use tessera_raid::{
+    LayoutId, SegmentId, SlotIndex,
+    layout::{Placement, Slots},
+};
+
+use crate::{Generation, SegmentDirectory, SegmentFacts, SummaryPlace};
+
+/// Bytes of an encoded record.
+pub const SEGMENT_RECORD_BYTES: usize = 64;
+
+/// What a segment is used for. Separate streams keep data of different
+/// lifetimes apart, so that segments die whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stream {
+    /// Chunks written by clients.
+    Data = 0,
+    /// Pages of trees and summaries of segments that are not full.
+    Map = 1,
+}
+
+impl Stream {
+    /// Every stream, in order.
+    pub const ALL: [Stream; 2] = [Stream::Data, Stream::Map];
+
+    /// The stream's position in [`Stream::ALL`].
+    pub fn index(self) -> usize {
+        match self {
+            Stream::Data => 0,
+            Stream::Map => 1,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|stream| *stream as u8 == code)
+    }
+}
+
+/// Where a segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(u8)]
+pub enum SegmentState {
+    /// Allocatable. Encoded as the all-zero record.
+    #[default]
+    Free = 0,
+    /// Being filled.
+    Open = 1,
+    /// Never written again.
+    Sealed = 2,
+    /// Holds nothing live; waits for checkpoints and operations in flight.
+    Released = 3,
+}
+
+/// Where a segment's summary is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SummaryExtent {
+    /// The segment that holds the summary: itself, or one of the map stream.
+    pub segment: SegmentId,
+    /// First byte in that segment's data space.
+    pub offset: u32,
+    /// Length in 4 KiB blocks; 0: there is no summary.
+    pub blocks: u16,
+}
+
+/// One segment as the table tree stores it.
+///
+/// ```text
+///   0  generation                                   u64
+///   8  state u8 | stream u8 | layout u16 | slot u32
+///  16  closed bytes u32      | summary segment u32
+///  24  summary offset u32    | summary blocks u16 | slots form u8 (0: equal) | 0
+///  32  chunks u32            | stored bytes u32
+///  40  logical bytes                                u64
+///  48  sequence at opening                          u64
+///  56  membership epoch at opening                  u64
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SegmentRecord {
+    /// Never repeats; 0 when free.
+    pub generation: Generation,
+    /// Where it is in its life.
+    pub state: SegmentState,
+    /// What it is used for; meaningless when free.
+    pub stream: u8,
+    /// The layout its stripes have.
+    pub layout: LayoutId,
+    /// The slot it has on every member of the layout.
+    pub slot: SlotIndex,
+    /// Bytes of its data space that lie in closed stripes.
+    pub closed_bytes: u32,
+    /// Where its summary is.
+    pub summary: SummaryExtent,
+    /// Chunks (or pages) it holds, dead ones included.
+    pub chunks: u32,
+    /// Their stored bytes.
+    pub stored_bytes: u32,
+    /// Their logical bytes.
+    pub logical_bytes: u64,
+    /// The write sequence when it was opened.
+    pub opened_sequence: u64,
+    /// The membership epoch when it was opened (for re-add).
+    pub membership: u64,
+}
+
+impl SegmentRecord {
+    /// Where its stripes are.
+    pub fn placement(&self) -> Placement {
+        Placement {
+            layout: self.layout,
+            slots: Slots::Equal(self.slot),
+        }
+    }
+
+    /// The 64 bytes as stored.
+    pub fn encode(&self) -> [u8; SEGMENT_RECORD_BYTES] {
+        let mut bytes = [0; SEGMENT_RECORD_BYTES];
+        if self.state == SegmentState::Free {
+            return bytes;
+        }
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &self.generation.0.to_le_bytes());
+        put(8, &[self.state as u8, self.stream]);
+        put(10, &self.layout.0.to_le_bytes());
+        put(12, &self.slot.0.to_le_bytes());
+        put(16, &self.closed_bytes.to_le_bytes());
+        put(20, &self.summary.segment.0.to_le_bytes());
+        put(24, &self.summary.offset.to_le_bytes());
+        put(28, &self.summary.blocks.to_le_bytes());
+        put(32, &self.chunks.to_le_bytes());
+        put(36, &self.stored_bytes.to_le_bytes());
+        put(40, &self.logical_bytes.to_le_bytes());
+        put(48, &self.opened_sequence.to_le_bytes());
+        put(56, &self.membership.to_le_bytes());
+        bytes
+    }
+
+    /// Decodes a record; `None` when no encoder can have made it.
+    pub fn decode(bytes: &[u8; SEGMENT_RECORD_BYTES]) -> Option<Self> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Some(Self::default());
+        }
+        let u16_at = |at: usize| Some(u16::from_le_bytes(bytes[at..at + 2].try_into().ok()?));
+        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes[at..at + 4].try_into().ok()?));
+        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
+        let record = Self {
+            generation: Generation(u64_at(0)?),
+            state: match bytes[8] {
+                1 => SegmentState::Open,
+                2 => SegmentState::Sealed,
+                3 => SegmentState::Released,
+                _ => return None,
+            },
+            stream: Stream::from_code(bytes[9])? as u8,
+            layout: LayoutId(u16_at(10)?),
+            slot: SlotIndex(u32_at(12)?),
+            closed_bytes: u32_at(16)?,
+            summary: SummaryExtent {
+                segment: SegmentId(u32_at(20)?),
+                offset: u32_at(24)?,
+                blocks: u16_at(28)?,
+            },
+            chunks: u32_at(32)?,
+            stored_bytes: u32_at(36)?,
+            logical_bytes: u64_at(40)?,
+            opened_sequence: u64_at(48)?,
+            membership: u64_at(56)?,
+        };
+        (record.generation.0 != 0 && bytes[30..32] == [0, 0]).then_some(record)
+    }
+
+    /// The stream as a type.
+    pub fn stream(&self) -> Option<Stream> {
+        Stream::from_code(self.stream)
+    }
+}
+
+/// How many segments are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TableCounts {
+    /// Allocatable now.
+    pub free: u32,
+    /// Being filled.
+    pub open: u32,
+    /// Full.
+    pub sealed: u32,
+    /// Released and not yet allocatable.
+    pub releasing: u32,
+    /// Logical bytes of the chunks of the data stream's segments.
+    pub logical_bytes: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    record: SegmentRecord,
+    frozen: bool,
+    /// The summary is durable where the record says.
+    summary_readable: bool,
+    phase: ReleasePhase,
+    /// The epoch in which it was released.
+    epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum ReleasePhase {
+    #[default]
+    None,
+    /// Released; not yet in a durable checkpoint.
+    Fresh,
+    /// The checkpoint being written says Released.
+    Persisting,
+    /// A durable checkpoint says Released.
+    Persisted,
+    /// The checkpoint being written says Free.
+    Clearing,
+    /// A durable checkpoint says Free; may be punched once operations ended.
+    Cleared,
+}
+
+#[derive(Debug)]
+struct Inner {
+    slots: Vec<Slot>,
+    cursor: usize,
+    dirty: BTreeSet<u32>,
+    counts: TableCounts,
+}
+
+/// The table. Changed under the engine's append lock, read by everyone.
+#[derive(Debug)]
+pub struct SegmentTable {
+    inner: RwLock<Inner>,
+    layout: LayoutId,
+}
+
+impl SegmentTable {
+    /// A table of `count` free segments whose new segments get `layout`.
+    pub fn new(count: u32, layout: LayoutId) -> Self {
+        let slots = vec![Slot::default(); usize::try_from(count).expect("a segment count fits")];
+        let counts = TableCounts {
+            free: count,
+            ..TableCounts::default()
+        };
+        Self {
+            inner: RwLock::new(Inner {
+                slots,
+                cursor: 0,
+                dirty: BTreeSet::new(),
+                counts,
+            }),
+            layout,
+        }
+    }
+
+    /// Segments there are, in any state.
+    pub fn len(&self) -> u32 {
+        u32::try_from(self.inner.read().slots.len()).expect("made from a u32")
+    }
+
+    /// True when the pool has no room for a single segment.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts a record that was read from a checkpoint or the journal in place,
+    /// without marking it dirty. False when the segment does not exist.
+    pub fn load(&self, segment: SegmentId, record: SegmentRecord) -> bool {
+        let mut inner = self.inner.write();
+        let phase = match record.state {
+            SegmentState::Released => ReleasePhase::Persisted,
+            _ => ReleasePhase::None,
+        };
+        let readable = record.summary.blocks > 0;
+        let Some(slot) = inner.slots.get_mut(index(segment)) else {
+            return false;
+        };
+        let slot = std::mem::replace(
+            slot,
+            Slot {
+                record,
+                phase,
+                summary_readable: readable,
+                ..Slot::default()
+            },
+        );
+        inner.uncount(&slot);
+        inner.count(segment);
+        true
+    }
+
+    /// Takes a free segment for `stream`. `None` when there is none.
+    pub fn open(
+        &self,
+        stream: Stream,
+        generation: Generation,
+        sequence: u64,
+        membership: u64,
+    ) -> Option<(SegmentId, SegmentRecord)> {
+        let mut inner = self.inner.write();
+        let total = inner.slots.len();
+        let found = (0..total)
+            .map(|step| (inner.cursor + step) % total)
+            .find(|at| inner.slots[*at].is_free())?;
+        inner.cursor = (found + 1) % total;
+        let number = u32::try_from(found).expect("made from a u32");
+        let record = SegmentRecord {
+            generation,
+            state: SegmentState::Open,
+            stream: stream as u8,
+            layout: self.layout,
+            slot: SlotIndex(number),
+            opened_sequence: sequence,
+            membership,
+            ..SegmentRecord::default()
+        };
+        let segment = SegmentId(number);
+        inner.change(segment, |slot| {
+            *slot = Slot {
+                record,
+                ..Slot::default()
+            }
+        });
+        Some((segment, record))
+    }
+
+    /// The record as it is now.
+    pub fn record(&self, segment: SegmentId) -> Option<SegmentRecord> {
+        self.inner
+            .read()
+            .slots
+            .get(index(segment))
+            .map(|slot| slot.record)
+    }
+
+    /// Changes the record of a live segment and marks it dirty.
+    pub fn update(&self, segment: SegmentId, change: impl FnOnce(&mut SegmentRecord)) {
+        self.inner
+            .write()
+            .change(segment, |slot| change(&mut slot.record));
+    }
+
+    /// Says that the summary can be read back from where the record points.
+    pub fn summary_is_readable(&self, segment: SegmentId, generation: Generation) {
+        let mut inner = self.inner.write();
+        if let Some(slot) = inner.slots.get_mut(index(segment))
+            && slot.record.generation == generation
+        {
+            slot.summary_readable = true;
+        }
+    }
+
+    /// True when a dedup hit may name this segment (R8).
+    pub fn accepts_hits(&self, segment: SegmentId, generation: Generation) -> bool {
+        self.inner
+            .read()
+            .slots
+            .get(index(segment))
+            .is_some_and(|slot| {
+                slot.is_live() && !slot.frozen && slot.record.generation == generation
+            })
+    }
+
+    /// Freezes the given segments: no new hit may land there (R20).
+    pub fn freeze(&self, segments: &[SegmentId]) {
+        let mut inner = self.inner.write();
+        for segment in segments {
+            inner.slots[index(*segment)].frozen = true;
+        }
+    }
+
+    /// Lifts every freeze.
+    pub fn thaw_all(&self) {
+        for slot in &mut self.inner.write().slots {
+            slot.frozen = false;
+        }
+    }
+
+    /// Gives a sealed segment up. `epoch` is that of operations which may still
+    /// be reading it.
+    pub fn release(&self, segment: SegmentId, epoch: u64) {
+        self.inner.write().change(segment, |slot| {
+            assert_eq!(
+                slot.record.state,
+                SegmentState::Sealed,
+                "only sealed segments are freed"
+            );
+            slot.record.state = SegmentState::Released;
+            slot.phase = ReleasePhase::Fresh;
+            slot.epoch = epoch;
+        });
+    }
+
+    /// The records a checkpoint has to write, encoded; later changes are dirty
+    /// again. Moves released segments one step on.
+    pub fn take_dirty(&self) -> Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])> {
+        let mut inner = self.inner.write();
+        let mut moved = Vec::new();
+        for (number, slot) in inner.slots.iter_mut().enumerate() {
+            slot.phase = match slot.phase {
+                ReleasePhase::Fresh => ReleasePhase::Persisting,
+                ReleasePhase::Persisted => {
+                    moved.push(u32::try_from(number).expect("made from a u32"));
+                    ReleasePhase::Clearing
+                }
+                other => other,
+            };
+        }
+        inner.dirty.extend(moved);
+        inner.take_dirty_where(|_| true)
+    }
+
+    /// Like [`Self::take_dirty`] for segments of one stream, without moving
+    /// released segments on: what a checkpoint opened while it ran.
+    pub fn take_dirty_of(&self, stream: Stream) -> Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])> {
+        self.inner.write().take_dirty_where(|slot| {
+            slot.record.stream == stream as u8 && slot.record.state == SegmentState::Open
+                || slot.record.stream == stream as u8 && slot.record.state == SegmentState::Sealed
+        })
+    }
+
+    /// The checkpoint whose records were taken last is durable.
+    pub fn checkpoint_is_durable(&self) {
+        for slot in &mut self.inner.write().slots {
+            slot.phase = match slot.phase {
+                ReleasePhase::Persisting => ReleasePhase::Persisted,
+                ReleasePhase::Clearing => ReleasePhase::Cleared,
+                other => other,
+            };
+        }
+    }
+
+    /// The checkpoint whose records were taken last was given up.
+    pub fn checkpoint_failed(&self) {
+        for slot in &mut self.inner.write().slots {
+            slot.phase = match slot.phase {
+                ReleasePhase::Persisting => ReleasePhase::Fresh,
+                ReleasePhase::Clearing => ReleasePhase::Persisted,
+                other => other,
+            };
+        }
+    }
+
+    /// Has the records of these segments written by the next checkpoint.
+    pub fn mark_dirty(&self, segments: &[SegmentId]) {
+        self.inner
+            .write()
+            .dirty
+            .extend(segments.iter().map(|segment| segment.0));
+    }
+
+    /// True while a checkpoint would bring released segments closer to reuse.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.inner
+            .read()
+            .slots
+            .iter()
+            .any(|slot| matches!(slot.phase, ReleasePhase::Fresh | ReleasePhase::Persisted))
+    }
+
+    /// Segments that may be punched now: cleared, and `quiesced(epoch)` says
+    /// that every operation begun before their release has ended.
+    pub fn punchable(&self, quiesced: impl Fn(u64) -> bool) -> Vec<(SegmentId, Placement)> {
+        let inner = self.inner.read();
+        let cleared = inner
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.phase == ReleasePhase::Cleared && quiesced(slot.epoch));
+        cleared
+            .map(|(number, slot)| {
+                let segment = SegmentId(u32::try_from(number).expect("made from a u32"));
+                (segment, slot.record.placement())
+            })
+            .collect()
+    }
+
+    /// Makes a segment from [`Self::punchable`] allocatable.
+    pub fn make_free(&self, segment: SegmentId) {
+        let mut inner = self.inner.write();
+        let was = inner.slots[index(segment)];
+        assert_eq!(
+            was.phase,
+            ReleasePhase::Cleared,
+            "only cleared segments become free"
+        );
+        inner.uncount(&was);
+        inner.slots[index(segment)] = Slot::default();
+        inner.count(segment);
+    }
+
+    /// Segments by state, and the bytes they hold.
+    pub fn counts(&self) -> TableCounts {
+        self.inner.read().counts
+    }
+
+    /// Every segment that is not free, with its record.
+    pub fn live(&self) -> Vec<(SegmentId, SegmentRecord)> {
+        let inner = self.inner.read();
+        let used = inner
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.is_live());
+        used.map(|(number, slot)| {
+            (
+                SegmentId(u32::try_from(number).expect("made from a u32")),
+                slot.record,
+            )
+        })
+        .collect()
+    }
+}
+
+impl SegmentDirectory for SegmentTable {
+    fn facts(&self, segment: SegmentId) -> Option<SegmentFacts> {
+        let inner = self.inner.read();
+        let slot = inner.slots.get(index(segment))?;
+        // A released segment still serves reads begun before its release.
+        if slot.record.state == SegmentState::Free {
+            return None;
+        }
+        let extent = slot.record.summary;
+        let holder = inner.slots.get(index(extent.segment));
+        let summary = (slot.summary_readable && extent.blocks > 0)
+            .then_some(holder)
+            .flatten()
+            .map(|holder| SummaryPlace {
+                segment: extent.segment,
+                placement: holder.record.placement(),
+                offset: extent.offset,
+                blocks: u32::from(extent.blocks),
+            });
+        Some(SegmentFacts {
+            generation: slot.record.generation,
+            placement: slot.record.placement(),
+            frozen: slot.frozen || !slot.is_live(),
+            summary,
+        })
+    }
+}
+
+impl Slot {
+    fn is_free(&self) -> bool {
+        self.record.state == SegmentState::Free && self.phase == ReleasePhase::None
+    }
+
+    /// Logical and stored bytes, of live data segments only.
+    fn data_bytes(&self) -> (u64, u64) {
+        if self.is_live() && self.record.stream == Stream::Data as u8 {
+            (
+                self.record.logical_bytes,
+                u64::from(self.record.stored_bytes),
+            )
+        } else {
+            (0, 0)
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        matches!(self.record.state, SegmentState::Open | SegmentState::Sealed)
+    }
+}
+
+impl TableCounts {
+    fn of(&mut self, slot: &Slot) -> &mut u32 {
+        match slot.record.state {
+            SegmentState::Free => &mut self.free,
+            SegmentState::Open => &mut self.open,
+            SegmentState::Sealed => &mut self.sealed,
+            SegmentState::Released => &mut self.releasing,
+        }
+    }
+}
+
+impl Inner {
+    fn change(&mut self, segment: SegmentId, change: impl FnOnce(&mut Slot)) {
+        let was = self.slots[index(segment)];
+        self.uncount(&was);
+        change(&mut self.slots[index(segment)]);
+        self.count(segment);
+        self.dirty.insert(segment.0);
+    }
+
+    fn count(&mut self, segment: SegmentId) {
+        let slot = self.slots[index(segment)];
+        let (logical, stored) = slot.data_bytes();
+        *self.counts.of(&slot) += 1;
+        self.counts.logical_bytes += logical;
+        self.counts.stored_bytes += stored;
+    }
+
+    fn uncount(&mut self, slot: &Slot) {
+        let (logical, stored) = slot.data_bytes();
+        *self.counts.of(slot) -= 1;
+        self.counts.logical_bytes -= logical;
+        self.counts.stored_bytes -= stored;
+    }
+
+    fn take_dirty_where(
+        &mut self,
+        wanted: impl Fn(&Slot) -> bool,
+    ) -> Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])> {
+        let numbers: Vec<u32> = self
+            .dirty
+            .iter()
+            .copied()
+            .filter(|number| wanted(&self.slots[index(SegmentId(*number))]))
+            .collect();
+        let encode = |number: u32| {
+            let slot = &self.slots[index(SegmentId(number))];
+            let record = match slot.phase {
+                ReleasePhase::Clearing | ReleasePhase::Cleared => SegmentRecord::default(),
+                _ => slot.record,
+            };
+            (SegmentId(number), record.encode())
+        };
+        let records = numbers.iter().map(|number| encode(*number)).collect();
+        for number in numbers {
+            self.dirty.remove(&number);
+        }
+        records
+    }
+}
+
+fn index(segment: SegmentId) -> usize {
+    usize::try_from(segment.0).expect("a segment number fits")
+}

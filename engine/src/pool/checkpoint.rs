@@ -1,0 +1,392 @@
+//! Checkpoints: merging what the layers hold into new pages (R12).
+//!
+//! ```text
+//!   1  freeze the layers at S, close the data stripe, make S durable
+//!   2  every stripe with a location <= S is closed and synced by then; the
+//!      summary so far of the open data segment goes into the map stream
+//!   3  new pages, children first; catalogue; segment table; root; sync
+//!   4  superblocks on every in-sync member, and sync
+//!   5  trim the journal; release what the previous root alone needed
+//! ```
+//! A crash before step 4 leaves the previous root, whose pages nothing has
+//! overwritten, and a journal that still has everything since. After step 4
+//! the journal before S is not needed.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tessera_dedup::{
+    EntryKind, Owner,
+    segment::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, Ticket},
+};
+use tessera_raid::SegmentId;
+
+use super::{
+    engine::{AppendState, Engine},
+    pages::{MapAppender, Pages},
+    volume::Volume,
+};
+use crate::{
+    catalogue::{ROOT_TREE, SUMMARY_TREE},
+    error::{EngineError, ErrorKind},
+    journal::{ChainPoint, Ring},
+    map::{self, MergeStats, Tree},
+    root::{EngineRecord, OVERLAY_MAX, RootPage, RootPointer, StreamEnd},
+};
+
+/// Generations that may be issued until the next checkpoint raises the limit.
+pub(crate) const GENERATIONS_AHEAD: u64 = 1 << 20;
+
+/// Why a checkpoint is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointKind {
+    /// While serving.
+    Normal,
+    /// The last one before a clean stop.
+    Clean,
+    /// The end of recovery: under a new epoch, from which the journal goes on
+    /// (R19).
+    Recovery(ChainPoint),
+}
+
+/// What the newest durable checkpoint consists of.
+#[derive(Debug, Clone)]
+pub(crate) struct Roots {
+    pub(crate) page: RootPage,
+    pub(crate) pointer: Option<RootPointer>,
+    pub(crate) volumes: Vec<Tree>,
+}
+
+/// The checkpointer's state.
+#[derive(Debug)]
+pub(crate) struct CheckpointState {
+    pub(crate) roots: Arc<Roots>,
+    /// The engine record in the superblocks.
+    pub(crate) record: EngineRecord,
+}
+
+/// What step 1 froze.
+struct Frozen {
+    sequence: u64,
+    ticket: Ticket,
+    volumes: Vec<(Arc<Volume>, crate::catalogue::VolumeRecord)>,
+    deleted: Vec<u64>,
+    segments: Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])>,
+    /// Of the open data segment, and of segments that recovery gave up.
+    summaries: Vec<tessera_dedup::Summary>,
+    next_volume_id: u64,
+}
+
+impl Engine {
+    /// Takes a checkpoint now.
+    ///
+    /// # Errors
+    /// `NoSpace` leaves everything as it was, to be tried again; any other
+    /// failure poisons the pool.
+    pub(crate) fn checkpoint_now(&self, kind: CheckpointKind) -> Result<(), EngineError> {
+        let mut checkpoint = self.checkpoint.lock();
+        self.check_usable()?;
+        let result = self.run_checkpoint(&mut checkpoint, kind);
+        self.poison_unless_full(result)
+    }
+
+    /// True when a checkpoint would have something to write.
+    pub(crate) fn is_dirty(&self) -> bool {
+        let recorded = self.checkpoint.lock().record.sequence;
+        self.state.lock().sequence > recorded || self.table.wants_checkpoint()
+    }
+
+    fn run_checkpoint(
+        &self,
+        checkpoint: &mut CheckpointState,
+        kind: CheckpointKind,
+    ) -> Result<(), EngineError> {
+        let (frozen, journal) = self.freeze_durably(kind)?;
+        let result = self.write_root(checkpoint, &frozen, journal, kind);
+        match result {
+            Ok((roots, record, trees, overlay)) => {
+                // Step 5.
+                if !matches!(kind, CheckpointKind::Recovery(_)) {
+                    self.commit.lock().ring.trim(record.journal.offset);
+                }
+                for ((volume, _), (tree, stored)) in frozen.volumes.iter().zip(trees) {
+                    let mut state = volume.state.write();
+                    state.tree = tree;
+                    state.stored_chunks = stored;
+                    state.frozen = None;
+                }
+                self.table.checkpoint_is_durable();
+                self.table.mark_dirty(&overlay);
+                for summary in frozen.summaries {
+                    self.announce_sealed(summary);
+                }
+                let mut state = self.state.lock();
+                state.frozen_pages = 0;
+                state.appender.generations_mut().raise_limit(record.generation_limit);
+                drop(state);
+                checkpoint.roots = Arc::new(roots);
+                checkpoint.record = record;
+                Ok(())
+            }
+            Err(error) => {
+                self.thaw(&frozen);
+                Err(error)
+            }
+        }
+    }
+
+    /// Steps 1 and 2: on return S is durable and every location up to S lies
+    /// in a closed and synced stripe.
+    fn freeze_durably(&self, kind: CheckpointKind) -> Result<(Frozen, ChainPoint), EngineError> {
+        let mut commit = self.commit.lock();
+        let mut state = self.state.lock();
+        // Closing first: then the batch carries no bytes (R12, step 2).
+        state.appender.close_stripe(Stream::Data);
+        let frozen = self.freeze(&mut state);
+        let cut = self.cut(&mut commit, &mut state);
+        drop(state);
+        let journal = match kind {
+            CheckpointKind::Recovery(start) => {
+                self.writer.sync_up_to(frozen.ticket).map_err(|error| {
+                    self.thaw(&frozen);
+                    EngineError::from(error)
+                })?;
+                self.hand_over_summaries();
+                commit.ring = Ring::new(Arc::clone(&self.array), start);
+                start
+            }
+            CheckpointKind::Normal | CheckpointKind::Clean => {
+                if let Err(error) = self.complete(&mut commit, cut) {
+                    self.thaw(&frozen);
+                    return Err(error);
+                }
+                commit.ring.next()
+            }
+        };
+        Ok((frozen, journal))
+    }
+
+    fn freeze(&self, state: &mut AppendState) -> Frozen {
+        let mut volumes = Vec::new();
+        for volume in self.volumes.read().by_id.values() {
+            let mut inner = volume.state.write();
+            if inner.record_changed || !inner.active.is_empty() {
+                inner.freeze();
+                volumes.push((Arc::clone(volume), volume.record_of(&inner)));
+            }
+        }
+        state.frozen_pages = std::mem::take(&mut state.active_pages);
+        self.layer_bytes.store(0, Ordering::Relaxed);
+        Frozen {
+            sequence: state.sequence,
+            ticket: state.appender.last_ticket(),
+            volumes,
+            deleted: std::mem::take(&mut state.deleted_volumes),
+            segments: self.table.take_dirty(),
+            summaries: std::mem::take(&mut state.recovered)
+                .into_iter()
+                .chain(state.appender.partial_summary(Stream::Data))
+                .collect(),
+            next_volume_id: state.next_volume_id,
+        }
+    }
+
+    /// Puts everything back as if the checkpoint had not begun.
+    fn thaw(&self, frozen: &Frozen) {
+        let mut state = self.state.lock();
+        for (volume, _) in &frozen.volumes {
+            volume.state.write().thaw();
+        }
+        state.deleted_volumes.extend_from_slice(&frozen.deleted);
+        let gave_up = |summary: &&tessera_dedup::Summary| {
+            self.table.record(summary.segment).is_some_and(|r| r.state == SegmentState::Sealed)
+        };
+        state.recovered.extend(frozen.summaries.iter().filter(gave_up).cloned());
+        state.active_pages += std::mem::take(&mut state.frozen_pages);
+        let mut segments: Vec<SegmentId> = frozen.segments.iter().map(|(id, _)| *id).collect();
+        let of_map = |record: &SegmentRecord| record.stream() == Some(Stream::Map);
+        segments.extend(self.table.live().iter().filter(|(_, r)| of_map(r)).map(|(id, _)| *id));
+        self.table.checkpoint_failed();
+        self.table.mark_dirty(&segments);
+    }
+
+    /// Steps 2 (summary) to 4.
+    #[allow(clippy::type_complexity)]
+    fn write_root(
+        &self,
+        checkpoint: &CheckpointState,
+        frozen: &Frozen,
+        journal: ChainPoint,
+        kind: CheckpointKind,
+    ) -> Result<(Roots, EngineRecord, Vec<(Tree, u64)>, Vec<SegmentId>), EngineError> {
+        let pages = Pages(&self.reader);
+        let mut sink = MapAppender::new(self);
+        let mut segments: BTreeMap<u64, Vec<u8>> = encoded(&frozen.segments);
+
+        for summary in &frozen.summaries {
+            self.write_partial_summary(&mut sink, summary, &mut segments)?;
+        }
+
+        // Step 3: children first.
+        let mut trees = Vec::new();
+        let mut catalogue_changes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (volume, record) in &frozen.volumes {
+            let layer = volume.state.read().frozen.clone().expect("frozen by this checkpoint");
+            let mut stats = MergeStats::default();
+            let tree = map::merge(&record.tree, &layer, &pages, &mut sink, &mut stats)?;
+            let stored = record.stored_chunks.saturating_add_signed(stats.logical_delta);
+            let record =
+                crate::catalogue::VolumeRecord { tree, stored_chunks: stored, ..record.clone() };
+            catalogue_changes.insert(volume.id, record.encode().to_vec());
+            trees.push((tree, stored));
+        }
+        for id in &frozen.deleted {
+            catalogue_changes
+                .insert(*id, vec![0; crate::catalogue::VOLUME_RECORD_BYTES]);
+        }
+        let old = &checkpoint.roots.page;
+        let mut stats = MergeStats::default();
+        let catalogue =
+            map::merge_records(&old.catalogue, &catalogue_changes, &pages, &mut sink, &mut stats)?;
+        if let Some(summary) = self.state.lock().appender.partial_summary(Stream::Map)
+            && kind == CheckpointKind::Clean
+        {
+            self.write_partial_summary(&mut sink, &summary, &mut segments)?;
+        }
+        segments.extend(encoded(&self.table.take_dirty_of(Stream::Map)));
+        let table =
+            map::merge_records(&old.segments, &segments, &pages, &mut sink, &mut stats)?;
+        // From here on only the root page is appended, so what the overlay
+        // says of segments is complete (R12: the root's allocation state
+        // includes every segment this checkpoint opened or wrote).
+        sink.reserve_run(1)?;
+        let overlay = self.overlay()?;
+        let root = RootPage {
+            pool: self.array.uuid(),
+            checkpoint: checkpoint.record.checkpoint + 1,
+            sequence: frozen.sequence,
+            next_volume_id: frozen.next_volume_id,
+            catalogue,
+            segments: table,
+            overlay,
+        };
+        let owner = Owner { tree: ROOT_TREE, index: root.checkpoint, level: 1 };
+        let (entry, generation, record) =
+            sink.append(EntryKind::Page, owner, &root.encode())?;
+        let (ticket, streams, generation_limit) = {
+            let mut state = self.state.lock();
+            state.appender.close_stripe(Stream::Map);
+            let limit = state.appender.generations_mut().next() + GENERATIONS_AHEAD;
+            (state.appender.last_ticket(), stream_ends(&state), limit)
+        };
+        self.writer.sync_up_to(ticket)?;
+        self.hand_over_summaries();
+
+        // Step 4.
+        let pointer = RootPointer { entry, generation, placement: record.placement() };
+        let record = EngineRecord {
+            checkpoint: root.checkpoint,
+            sequence: frozen.sequence,
+            generation_limit,
+            journal,
+            root: Some(pointer.clone()),
+            streams,
+        };
+        self.array.commit(&record.encode(), kind == CheckpointKind::Clean)?;
+
+        let mut volumes: BTreeMap<u64, Tree> =
+            checkpoint.roots.volumes.iter().map(|tree| (tree.id, *tree)).collect();
+        for id in &frozen.deleted {
+            volumes.remove(id);
+        }
+        volumes.extend(trees.iter().map(|(tree, _)| (tree.id, *tree)));
+        let overlay = root.overlay.iter().map(|(id, _)| *id).collect();
+        let roots = Roots {
+            page: root,
+            pointer: Some(pointer),
+            volumes: volumes.into_values().collect(),
+        };
+        Ok((roots, record, trees, overlay))
+    }
+
+    /// Puts the summary so far of an open segment into the map stream and its
+    /// place into the segment's record.
+    fn write_partial_summary(
+        &self,
+        sink: &mut MapAppender<'_>,
+        summary: &tessera_dedup::Summary,
+        segments: &mut BTreeMap<u64, Vec<u8>>,
+    ) -> Result<(), EngineError> {
+        let owner = Owner { tree: SUMMARY_TREE, index: 0, level: 0 };
+        let extent = sink.append_run(owner, &tessera_dedup::summary::encode_blocks(summary))?;
+        let id = summary.segment;
+        // Unless it has been sealed since, with a summary at its own end.
+        let lacks_its_own = |record: &SegmentRecord| {
+            record.generation == summary.generation
+                && (record.summary.blocks == 0 || record.summary.segment != id)
+        };
+        {
+            let mut state = self.state.lock();
+            if self.table.record(id).is_some_and(|record| lacks_its_own(&record)) {
+                state.appender.set_partial_summary(id, extent);
+                self.table.update(id, |record| record.summary = extent);
+            }
+        }
+        let captured = segments.get(&u64::from(id.0)).and_then(|bytes| {
+            SegmentRecord::decode(bytes.as_slice().try_into().ok()?)
+        });
+        if let Some(mut record) = captured.filter(lacks_its_own) {
+            record.summary = extent;
+            segments.insert(u64::from(id.0), record.encode().to_vec());
+        }
+        Ok(())
+    }
+
+    /// A segment that will not be continued has its summary in the map stream:
+    /// the index may have it.
+    fn announce_sealed(&self, summary: tessera_dedup::Summary) {
+        let sealed = |record: &SegmentRecord| {
+            record.state == SegmentState::Sealed
+                && record.generation == summary.generation
+                && record.summary.segment != summary.segment
+        };
+        if self.table.record(summary.segment).is_some_and(|record| sealed(&record)) {
+            self.table.summary_is_readable(summary.segment, summary.generation);
+            self.index.segment_sealed(Arc::new(summary));
+        }
+    }
+
+    fn overlay(&self) -> Result<Vec<(SegmentId, SegmentRecord)>, EngineError> {
+        let changed = self.table.take_dirty_of(Stream::Map);
+        if changed.len() > OVERLAY_MAX {
+            let ids: Vec<SegmentId> = changed.iter().map(|(id, _)| *id).collect();
+            self.table.mark_dirty(&ids);
+            return Err(EngineError::new(
+                ErrorKind::Failed,
+                "The segment table needs more new segments than a root page can name",
+            ));
+        }
+        let decoded = changed.iter().map(|(id, bytes)| {
+            (*id, SegmentRecord::decode(bytes).expect("encoded by the table"))
+        });
+        Ok(decoded.collect())
+    }
+}
+
+fn encoded(records: &[(SegmentId, [u8; SEGMENT_RECORD_BYTES])]) -> BTreeMap<u64, Vec<u8>> {
+    records.iter().map(|(id, bytes)| (u64::from(id.0), bytes.to_vec())).collect()
+}
+
+fn stream_ends(state: &AppendState) -> [StreamEnd; Stream::ALL.len()] {
+    let mut ends = [StreamEnd::default(); Stream::ALL.len()];
+    for position in state.appender.positions() {
+        ends[position.stream.index()] = StreamEnd {
+            segment: position.segment,
+            generation: position.generation,
+            closed_bytes: position.closed_bytes,
+        };
+    }
+    ends
+}

@@ -1,0 +1,280 @@
+//! Management of volumes, and what the pool tells of itself. An operation
+//! answers after its commit (R11).
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tessera_dedup::{Entry, IndexState};
+use tessera_raid::{ArrayState, MemberState as RaidMemberState};
+
+use super::{
+    CheckpointKind,
+    engine::{AppendState, Engine},
+    volume::Volume,
+};
+use crate::{
+    api::{
+        MemberState, MemberStatus, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec,
+    },
+    catalogue::{VolumeRecord, check_name, chunk_size_is_valid},
+    error::{EngineError, ErrorKind},
+    map::{Tree, TreeShape},
+};
+
+/// The largest volume, in bytes: NBD and POSIX count in signed 64 bits.
+pub const VOLUME_BYTES_MAX: u64 = i64::MAX as u64;
+
+/// Most volumes of a pool.
+const VOLUMES_MAX: usize = 100_000;
+
+fn invalid(message: impl Into<String>) -> EngineError {
+    EngineError::new(ErrorKind::InvalidArgument, message)
+}
+
+fn check_size(bytes: u64) -> Result<(), EngineError> {
+    if bytes == 0 || bytes > VOLUME_BYTES_MAX {
+        return Err(invalid("A volume has at least 1 byte and less than 8 EiB"));
+    }
+    Ok(())
+}
+
+impl Engine {
+    fn check_writable(&self) -> Result<(), EngineError> {
+        if self.read_only {
+            return Err(EngineError::new(ErrorKind::ReadOnly, "The pool is open read-only"));
+        }
+        self.check_usable()
+    }
+
+    pub(crate) fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
+        self.check_writable()?;
+        check_name(&spec.name).map_err(invalid)?;
+        check_size(spec.size_bytes)?;
+        if !chunk_size_is_valid(spec.chunk_bytes) {
+            return Err(invalid("The chunk size is 4K, 8K, 16K, 32K or 64K"));
+        }
+        if spec.chunk_bytes > self.geometry.stripe_bytes {
+            return Err(invalid(format!(
+                "The chunk size is larger than the pool's stripe of {} bytes",
+                self.geometry.stripe_bytes
+            )));
+        }
+        // A full pool must say so now, not at the checkpoint that stores it.
+        drop(self.admit(0, 1)?);
+        let mut state = self.state.lock();
+        let mut volumes = self.volumes.write();
+        if volumes.by_name.contains_key(&spec.name) {
+            return Err(EngineError::new(
+                ErrorKind::AlreadyExists,
+                format!("There is already a volume {:?}", spec.name),
+            ));
+        }
+        if volumes.by_id.len() >= VOLUMES_MAX {
+            return Err(invalid(format!("A pool has at most {VOLUMES_MAX} volumes")));
+        }
+        let id = state.next_volume_id;
+        state.next_volume_id += 1;
+        let volume = Arc::new(Volume::new(&VolumeRecord {
+            id,
+            name: spec.name.clone(),
+            size_bytes: spec.size_bytes,
+            chunk_bytes: spec.chunk_bytes,
+            dedup: spec.dedup,
+            compression: spec.compression,
+            tree: Tree::empty(id, TreeShape::VOLUME),
+            stored_chunks: 0,
+        }));
+        self.put_record(&mut state, &volume);
+        volumes.insert(Arc::clone(&volume));
+        drop(volumes);
+        drop(state);
+        self.commit_now()?;
+        Ok(volume.record().info())
+    }
+
+    /// Journals a volume's record as it is now.
+    fn put_record(&self, state: &mut AppendState, volume: &Volume) {
+        let mut inner = volume.state.write();
+        inner.record_changed = true;
+        state.sequence += 1;
+        state.pending.volume_put(&volume.record_of(&inner));
+    }
+
+    pub(crate) fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        force: bool,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.check_writable()?;
+        check_size(size_bytes)?;
+        let volume = self.volume_by_name(name)?;
+        let old = volume.state.read().size_bytes;
+        if size_bytes < old {
+            if !force {
+                return Err(invalid(format!(
+                    "Volume {name:?} has {old} bytes: making it smaller destroys data, use --force"
+                )));
+            }
+            // What lies beyond the new end must read as zeroes if it grows again.
+            self.zero(&volume, size_bytes, old - size_bytes, Entry::HOLE).map_err(|error| {
+                EngineError::new(ErrorKind::Io, "The cut-off range cannot be cleared")
+                    .caused_by(error)
+            })?;
+        }
+        let mut state = self.state.lock();
+        volume.state.write().size_bytes = size_bytes;
+        self.put_record(&mut state, &volume);
+        drop(state);
+        self.commit_now()?;
+        Ok(volume.record().info())
+    }
+
+    pub(crate) fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
+        self.check_writable()?;
+        check_name(new).map_err(invalid)?;
+        let mut state = self.state.lock();
+        let mut volumes = self.volumes.write();
+        if old != new && volumes.by_name.contains_key(new) {
+            return Err(EngineError::new(
+                ErrorKind::AlreadyExists,
+                format!("There is already a volume {new:?}"),
+            ));
+        }
+        let volume = volumes.by_name.get(old).cloned().ok_or_else(|| {
+            EngineError::new(ErrorKind::NotFound, format!("There is no volume {old:?}"))
+        })?;
+        volumes.remove(volume.id);
+        volume.state.write().name = new.to_owned();
+        self.put_record(&mut state, &volume);
+        volumes.insert(Arc::clone(&volume));
+        drop(volumes);
+        drop(state);
+        self.commit_now()?;
+        Ok(volume.record().info())
+    }
+
+    pub(crate) fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
+        self.check_writable()?;
+        let mut state = self.state.lock();
+        let mut volumes = self.volumes.write();
+        let volume = volumes.by_name.get(name).cloned().ok_or_else(|| {
+            EngineError::new(ErrorKind::NotFound, format!("There is no volume {name:?}"))
+        })?;
+        if volume.users.load(Ordering::Acquire) > 0 {
+            return Err(EngineError::new(
+                ErrorKind::Busy,
+                format!("Volume {name:?} is in use by a client: disconnect it first"),
+            ));
+        }
+        volume.set_deleted();
+        volumes.remove(volume.id);
+        drop(volumes);
+        state.sequence += 1;
+        state.overwrites += 1;
+        state.pending.volume_deleted(volume.id);
+        state.deleted_volumes.push(volume.id);
+        drop(state);
+        self.commit_now()?;
+        self.signals.maintenance.ring();
+        Ok(())
+    }
+
+    pub(crate) fn volume_infos(&self) -> Vec<VolumeInfo> {
+        self.refresh_counts();
+        self.volumes.read().by_name.values().map(|volume| volume.record().info()).collect()
+    }
+
+    pub(crate) fn volume_info(&self, name: &str) -> Result<VolumeInfo, EngineError> {
+        self.refresh_counts();
+        Ok(self.volume_by_name(name)?.record().info())
+    }
+
+    /// Counts of mapped chunks are exact as of the newest checkpoint: take one.
+    fn refresh_counts(&self) {
+        if !self.read_only
+            && self.check_usable().is_ok()
+            && self.is_dirty()
+            && let Err(error) = self.checkpoint_now(CheckpointKind::Normal)
+        {
+            tracing::warn!(%error, "Cannot take a checkpoint for exact counts");
+        }
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        self.refresh_counts();
+        let array = self.array.status();
+        let failed = self.failure.lock().is_some();
+        let counts = self.table.counts();
+        let volumes: Vec<VolumeInfo> =
+            self.volumes.read().by_id.values().map(|volume| volume.record().info()).collect();
+        let logical_bytes: u64 = volumes.iter().map(|volume| volume.logical_bytes).sum();
+        let ratio = |above: u64, below: u64| {
+            if above == 0 || below == 0 { 1.0 } else { above as f64 / below as f64 }
+        };
+        let members = array.members.iter().map(|member| MemberStatus {
+            index: u32::from(member.index.0),
+            path: member.path.display().to_string(),
+            state: match member.state {
+                RaidMemberState::Online => MemberState::Online,
+                RaidMemberState::Failed => MemberState::Failed,
+                RaidMemberState::Missing => MemberState::Missing,
+            },
+            uuid: member.uuid.to_string(),
+            errors: member.errors,
+            repaired: member.repaired,
+        });
+        PoolStatus {
+            uuid: self.array.uuid().to_string(),
+            level: self.array.level().name().to_owned(),
+            state: match array.state {
+                _ if failed => PoolState::Failed,
+                ArrayState::Online => PoolState::Online,
+                ArrayState::Degraded => PoolState::Degraded,
+                ArrayState::Failed => PoolState::Failed,
+            },
+            members: members.collect(),
+            stripe_unit_bytes: u64::from(self.array.current_layout().stripe_unit_bytes),
+            capacity_bytes: u64::from(self.table.len()) * self.usable_segment_bytes(),
+            free_bytes: self.available_bytes().unwrap_or(0),
+            logical_bytes,
+            unique_bytes: counts.logical_bytes,
+            stored_bytes: counts.stored_bytes,
+            dedup_ratio: ratio(logical_bytes, counts.logical_bytes),
+            compression_ratio: ratio(counts.logical_bytes, counts.stored_bytes),
+            io_engine: self.array.io_engine().to_owned(),
+            served: false,
+            volumes: volumes.len() as u64,
+            index_entries: self.index.entries(),
+            index_state: match self.index.state() {
+                IndexState::Ready => "ready".to_owned(),
+                IndexState::Rebuilding { .. } => "rebuilding".to_owned(),
+            },
+            segments: SegmentCounts {
+                free: u64::from(counts.free),
+                open: u64::from(counts.open),
+                sealed: u64::from(counts.sealed),
+                releasing: u64::from(counts.releasing),
+                segment_bytes: u64::from(self.geometry.segment_bytes),
+            },
+            sequence: self.array.sequence(),
+        }
+    }
+
+    /// Flush, checkpoint, clean flag. Idempotent.
+    pub(crate) fn shut_down(&self) -> Result<(), EngineError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let result = if self.read_only {
+            Ok(())
+        } else {
+            self.committer_step();
+            self.commit_now()
+                .and_then(|()| self.confirm())
+                .and_then(|()| self.checkpoint_now(CheckpointKind::Clean))
+        };
+        self.closed.store(true, Ordering::Release);
+        self.index.flush();
+        result
+    }
+}

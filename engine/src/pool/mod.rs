@@ -1,0 +1,411 @@
+//! The pool: what a program opens, serves and closes.
+//!
+//! The parts: [`engine`] holds the shared state and the lock order; a write goes
+//! through `disk` and `write`, a read through `disk` and `read`; `commit` makes
+//! things durable, `checkpoint` folds them into map pages, `recovery` gets them
+//! back, `reclaim` frees what is dead, `space` keeps enough in reserve.
+
+mod checkpoint;
+mod commit;
+mod disk;
+mod engine;
+mod manage;
+mod open;
+mod pages;
+mod read;
+mod reclaim;
+mod recovery;
+mod signals;
+pub mod simulation;
+mod space;
+mod threads;
+mod volume;
+mod write;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tessera_raid::{
+    Array, CreateSpec, Level, OpenOptions, PoolFile, Sizes, Witness,
+    device::{Backend, ThreadBackend, UringBackend, default_backend},
+};
+
+pub use checkpoint::CheckpointKind;
+pub use manage::VOLUME_BYTES_MAX;
+pub use open::{EngineOptions, EpochSource};
+
+use self::{disk::PoolCatalog, engine::Engine, threads::Threads};
+use crate::{
+    api::{PoolSpec, PoolStatus, VolumeInfo, VolumeSpec},
+    disk::DiskCatalog,
+    error::{EngineError, ErrorKind},
+};
+
+/// Which implementation of device I/O to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IoChoice {
+    /// io_uring where the kernel allows it, else threads.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// Threads calling `pread` and `pwrite`.
+    Threads,
+}
+
+impl IoChoice {
+    fn backend(self) -> Result<Arc<dyn Backend>, EngineError> {
+        Ok(match self {
+            Self::Auto => default_backend(),
+            Self::Threads => Arc::new(ThreadBackend::new()),
+            Self::Uring => Arc::new(UringBackend::probe().map_err(|error| {
+                EngineError::new(ErrorKind::Io, "io_uring is not available here").caused_by(error)
+            })?),
+        })
+    }
+}
+
+/// How to open a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolOptions {
+    /// Write nothing, not even after an unclean stop.
+    pub read_only: bool,
+    /// The budget for caches, index and buffers, in bytes; at least 64 MiB.
+    pub memory_bytes: u64,
+    /// Device I/O.
+    pub io: IoChoice,
+}
+
+/// The default memory budget, in bytes.
+pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
+/// The least memory budget, in bytes.
+pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { read_only: false, memory_bytes: DEFAULT_MEMORY_BYTES, io: IoChoice::Auto }
+    }
+}
+
+/// How long a member's lock held by a dying process is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An open pool with its background threads.
+pub struct Pool {
+    engine: Arc<Engine>,
+    threads: Mutex<Option<Threads>>,
+}
+
+impl Pool {
+    /// Creates a pool. `DIR` is made if it is missing; members are made if the
+    /// spec says so. Nothing is left behind by a refusal.
+    ///
+    /// # Errors
+    /// One sentence about the first thing that is wrong.
+    pub fn create(
+        directory: &Path,
+        spec: &PoolSpec,
+        io: IoChoice,
+    ) -> Result<PoolStatus, EngineError> {
+        let backend = io.backend()?;
+        let file = PoolFile::new(directory);
+        if file.path().exists() {
+            let message = format!("There is already a pool in {}", directory.display());
+            return Err(EngineError::new(ErrorKind::AlreadyExists, message));
+        }
+        let mut made = Made::default();
+        made.directory(directory)?;
+        if let Some(bytes) = spec.create_files_bytes {
+            for member in &spec.members {
+                backend.create_file(member, bytes).map_err(|error| {
+                    let message = format!("Cannot create member {}: {error}", member.display());
+                    EngineError::new(ErrorKind::Io, message)
+                })?;
+                made.files.push(member.clone());
+            }
+        }
+        let members = absolute(&spec.members)?;
+        let sizes = sizes_for(backend.as_ref(), spec, &members)?;
+        let create = CreateSpec {
+            level: spec.level,
+            stripe_unit_bytes: spec.stripe_unit_bytes,
+            members,
+            force: spec.force,
+            sizes,
+        };
+        let options = EngineOptions::new(MIN_MEMORY_BYTES);
+        let record = open::new_record(&options.epochs).encode();
+        made.files.push(file.path());
+        let array = Array::create(Arc::clone(&backend), &create, &record, Box::new(file))?;
+        let engine = Engine::open(array, &options)?;
+        let status = engine.status();
+        engine.shut_down()?;
+        made.keep();
+        Ok(status)
+    }
+
+    /// Opens a pool: locks its members, recovers if need be, starts threads.
+    ///
+    /// # Errors
+    /// One sentence; nothing was written if the members do not make a pool.
+    pub fn open(directory: &Path, options: &PoolOptions) -> Result<Arc<Self>, EngineError> {
+        if options.memory_bytes < MIN_MEMORY_BYTES {
+            let message = format!("The memory budget is at least {} MiB", MIN_MEMORY_BYTES >> 20);
+            return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+        }
+        let backend = options.io.backend()?;
+        let array = open_array(directory, backend, options.read_only)?;
+        let engine_options = EngineOptions {
+            index_directory: Some(directory.join("index")),
+            threads: true,
+            ..EngineOptions::new(options.memory_bytes)
+        };
+        let engine = Engine::open(array, &engine_options)?;
+        let threads = Threads::start(&engine).map_err(|error| {
+            EngineError::new(ErrorKind::Io, "Cannot start threads").caused_by(error)
+        })?;
+        Ok(Arc::new(Self { engine, threads: Mutex::new(Some(threads)) }))
+    }
+
+    /// Makes `DIR/pool.toml` anew from members alone, in any order, by any path.
+    ///
+    /// # Errors
+    /// One sentence; an existing `pool.toml` is obeyed, `force` or not.
+    pub fn import(
+        directory: &Path,
+        members: &[PathBuf],
+        force: bool,
+        io: IoChoice,
+    ) -> Result<PoolStatus, EngineError> {
+        let backend = io.backend()?;
+        if members.is_empty() {
+            return Err(EngineError::new(ErrorKind::InvalidArgument, "Name at least one member"));
+        }
+        let mut made = Made::default();
+        made.directory(directory)?;
+        let file = PoolFile::new(directory);
+        if !file.path().exists() {
+            made.files.push(file.path());
+        }
+        let options = OpenOptions { force, lock_patience: LOCK_PATIENCE, ..OpenOptions::default() };
+        let array = Array::open(backend, &absolute(members)?, Box::new(file), &options)?;
+        let engine_options = EngineOptions::new(MIN_MEMORY_BYTES);
+        let engine = Engine::open(array, &engine_options)?;
+        let status = engine.status();
+        engine.shut_down()?;
+        made.keep();
+        Ok(status)
+    }
+
+    /// What the pool is at this moment.
+    pub fn status(&self) -> PoolStatus {
+        self.engine.status()
+    }
+
+    /// Every volume, by name.
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.engine.volume_infos()
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume(&self, name: &str) -> Result<VolumeInfo, EngineError> {
+        self.engine.volume_info(name)
+    }
+
+    /// Creates a thin volume; durable on return.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `InvalidArgument`, `NoSpace`, or the pool's failure.
+    pub fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
+        self.engine.create_volume(spec)
+    }
+
+    /// Changes a volume's size; durable on return. A smaller size needs
+    /// `force`, and what is cut off is gone.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidArgument`, or the pool's failure.
+    pub fn resize_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        force: bool,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.engine.resize_volume(name, size_bytes, force)
+    }
+
+    /// Renames a volume; durable on return. Attached clients are not disturbed.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`, `InvalidArgument`, or the pool's failure.
+    pub fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
+        self.engine.rename_volume(old, new)
+    }
+
+    /// Deletes a volume that no client uses; durable on return. Its space
+    /// comes back in the background.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, or the pool's failure.
+    pub fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
+        self.engine.delete_volume(name)
+    }
+
+    /// The volumes as disks to serve.
+    pub fn catalog(&self) -> Arc<dyn DiskCatalog> {
+        Arc::new(PoolCatalog(Arc::clone(&self.engine)))
+    }
+
+    /// Flushes, takes a last checkpoint and marks the pool clean. Idempotent;
+    /// requests that come later fail.
+    ///
+    /// # Errors
+    /// What kept it from being clean: the next open recovers.
+    pub fn close(&self) -> Result<(), EngineError> {
+        if let Some(threads) = self.threads.lock().take() {
+            threads.stop(&self.engine);
+        }
+        self.engine.shut_down()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!(%error, "The pool was not closed cleanly");
+        }
+    }
+}
+
+/// Opens the array that `DIR/pool.toml` describes.
+pub(crate) fn open_array(
+    directory: &Path,
+    backend: Arc<dyn Backend>,
+    read_only: bool,
+) -> Result<Array, EngineError> {
+    let file = PoolFile::new(directory);
+    let witness = file.load()?.ok_or_else(|| {
+        let message = format!(
+            "There is no pool in {}: create one, or import its members",
+            directory.display()
+        );
+        EngineError::new(ErrorKind::NotFound, message)
+    })?;
+    let members: Vec<PathBuf> = witness.members.into_iter().map(|member| member.path).collect();
+    let options =
+        OpenOptions { read_only, lock_patience: LOCK_PATIENCE, ..OpenOptions::default() };
+    Ok(Array::open(backend, &members, Box::new(file), &options)?)
+}
+
+/// Segment and journal sizes for members as they are: enough segments for
+/// reserves to be small, a journal that holds many stripes.
+fn sizes_for(
+    backend: &dyn Backend,
+    spec: &PoolSpec,
+    members: &[PathBuf],
+) -> Result<Sizes, EngineError> {
+    let data_units = |count: u64| match spec.level {
+        Level::Single | Level::Raid1 => 1,
+        Level::Raid0 => count,
+        Level::Raid5 => count.saturating_sub(1),
+        Level::Raid6 => count.saturating_sub(2),
+        Level::Raid10 => count / 2,
+    };
+    let units = data_units(members.len() as u64).max(1);
+    let stripe = u64::from(spec.stripe_unit_bytes) * units;
+    if stripe > STRIPE_BYTES_MAX {
+        let message = format!(
+            "A stripe of {units} units of {} bytes is too large: use a smaller stripe unit",
+            spec.stripe_unit_bytes
+        );
+        return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+    }
+    let smallest = match spec.create_files_bytes {
+        Some(bytes) => bytes,
+        None => smallest_member(backend, members)?,
+    };
+    let capacity = smallest.saturating_mul(units);
+    let target = (capacity / 512).clamp(1 << 20, 8 << 20).max(4 * stripe);
+    let journal = (smallest / 64).clamp(4 << 20, 256 << 20).max(32 * stripe);
+    Ok(Sizes {
+        segment_data_bytes_target: u32::try_from(target).expect("at most 16 MiB"),
+        journal_bytes: Some(journal.next_multiple_of(4096)),
+    })
+}
+
+/// Four stripes must fit a segment of 16 MiB.
+const STRIPE_BYTES_MAX: u64 = 4 << 20;
+
+fn smallest_member(backend: &dyn Backend, members: &[PathBuf]) -> Result<u64, EngineError> {
+    let size = |path: &PathBuf| {
+        let mode = tessera_raid::device::OpenMode {
+            writable: false,
+            lock_patience: Duration::ZERO,
+        };
+        let handle = backend.open(path, mode).map_err(|error| {
+            let message = format!("Cannot open member {}: {error}", path.display());
+            EngineError::new(ErrorKind::Io, message)
+        })?;
+        let size = backend.facts(handle).size_bytes;
+        backend.close(handle);
+        Ok(size)
+    };
+    let sizes = members.iter().map(size).collect::<Result<Vec<u64>, EngineError>>()?;
+    Ok(sizes.into_iter().min().unwrap_or(0))
+}
+
+fn absolute(members: &[PathBuf]) -> Result<Vec<PathBuf>, EngineError> {
+    let one = |path: &PathBuf| {
+        std::path::absolute(path).map_err(|error| {
+            let message = format!("The path {} cannot be used", path.display());
+            EngineError::new(ErrorKind::InvalidArgument, message).caused_by(error)
+        })
+    };
+    members.iter().map(one).collect()
+}
+
+/// What a failed operation has to take back.
+#[derive(Default)]
+struct Made {
+    files: Vec<PathBuf>,
+    directory: Option<PathBuf>,
+}
+
+impl Made {
+    fn directory(&mut self, path: &Path) -> Result<(), EngineError> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir_all(path).map_err(|error| {
+            let message = format!("Cannot make the directory {}: {error}", path.display());
+            EngineError::new(ErrorKind::Io, message)
+        })?;
+        self.directory = Some(path.to_owned());
+        Ok(())
+    }
+
+    fn keep(mut self) {
+        self.files.clear();
+        self.directory = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for file in &self.files {
+            let _gone_or_never_made = fs::remove_file(file);
+        }
+        if let Some(directory) = &self.directory {
+            let _not_empty = fs::remove_dir(directory);
+        }
+    }
+}
+

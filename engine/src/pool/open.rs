@@ -1,0 +1,404 @@
+//! Opening a pool: from members to an engine that serves.
+//!
+//! ```text
+//!   superblocks (raid) -> engine record -> root page -> segment table -> catalogue
+//!     -> clean:   go on where the streams ended
+//!     -> unclean: replay the journal (recovery.rs), full checkpoint, serve
+//! ```
+//! Before anything else is written the superblocks say "unclean" and carry a
+//! higher generation limit, so that an interrupted recovery never issues a
+//! generation that a later one issues again (R1, R9).
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use parking_lot::{Mutex, RwLock};
+use tessera_dedup::{
+    ChunkReader, FingerprintIndex, Hit, IndexOptions, PlacedPage, ReaderOptions, Summary,
+    SummaryId,
+    segment::{
+        Generations, SegmentRecord, SegmentState, SegmentTable, Stream, StripeGeometry, pipeline,
+    },
+};
+use tessera_raid::{
+    Array, SegmentId, SegmentRead,
+    device::{AlignedBuf, BLOCK_BYTES, BufferPool},
+};
+
+use super::{
+    CheckpointKind,
+    checkpoint::{CheckpointState, GENERATIONS_AHEAD, Roots},
+    commit::CommitState,
+    engine::{AppendState, Budget, Engine, Volumes},
+    pages::Pages,
+    volume::Volume,
+};
+use crate::{
+    catalogue::VolumeRecord,
+    epochs::Epochs,
+    error::{EngineError, ErrorKind},
+    journal::{ChainPoint, Epoch, RecordBuffer, Ring},
+    map::{self, PAGE_BYTES},
+    root::{EngineRecord, RootPage, StreamEnd},
+};
+
+/// Where epochs come from: random in production, a seed in simulation.
+pub type EpochSource = Arc<dyn Fn() -> [u8; 16] + Send + Sync>;
+
+/// How the engine is opened over an array.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// The budget for caches, index and buffers, in bytes.
+    pub memory_bytes: u64,
+    /// Where the fingerprint index lives; `None` keeps it in memory.
+    pub index_directory: Option<PathBuf>,
+    /// Source of journal epochs.
+    pub epochs: EpochSource,
+    /// Go on where a clean stop left the open segments. Off in tests that want
+    /// every opening to look like the one after a crash.
+    pub resume: bool,
+    /// Background threads will drive the steps. Without, a flush commits in
+    /// the caller's thread.
+    pub threads: bool,
+}
+
+impl EngineOptions {
+    /// With a memory budget, an index in memory and random epochs.
+    pub fn new(memory_bytes: u64) -> Self {
+        Self {
+            memory_bytes,
+            index_directory: None,
+            epochs: Arc::new(|| *uuid::Uuid::new_v4().as_bytes()),
+            resume: true,
+            threads: false,
+        }
+    }
+}
+
+/// The engine record of a new pool.
+pub(crate) fn new_record(epochs: &EpochSource) -> EngineRecord {
+    EngineRecord {
+        checkpoint: 0,
+        sequence: 0,
+        generation_limit: 1,
+        journal: chain_start(epochs),
+        root: None,
+        streams: Default::default(),
+    }
+}
+
+/// A new chain under a new epoch, at the start of the ring.
+pub(crate) fn chain_start(epochs: &EpochSource) -> ChainPoint {
+    ChainPoint { epoch: Epoch(epochs()), ..ChainPoint::default() }
+}
+
+impl Engine {
+    /// Opens the engine over an array; recovers if the last stop was unclean.
+    pub(crate) fn open(array: Array, options: &EngineOptions) -> Result<Arc<Self>, EngineError> {
+        let array = Arc::new(array);
+        let record = EngineRecord::decode(&array.engine_record()).ok_or_else(|| {
+            EngineError::damaged("The superblock's engine record cannot be understood")
+        })?;
+        let read_only = array.read_only();
+        let clean = array.was_clean();
+
+        let first_generation = record.generation_limit;
+        let mut unclean = record.clone();
+        unclean.generation_limit = first_generation + GENERATIONS_AHEAD;
+        if clean {
+            unclean.journal = chain_start(&options.epochs);
+        }
+        if !read_only {
+            array.commit(&unclean.encode(), false)?;
+        }
+        let generations = Generations::new(first_generation, unclean.generation_limit);
+
+        let table = Arc::new(SegmentTable::new(array.slot_count(), array.current_layout().id));
+        let budget = Budget::of(options.memory_bytes, array.stripe_data_bytes());
+        let (mut appender, writer, unwritten) = pipeline(&array, &table, generations);
+        appender.set_membership(array.membership_epoch());
+        let reader = ChunkReader::new(
+            Arc::clone(&array),
+            Arc::clone(&table) as Arc<dyn tessera_dedup::SegmentDirectory>,
+            unwritten,
+            ReaderOptions {
+                pool: array.uuid(),
+                chunk_cache_bytes: budget.chunk_cache,
+                page_cache_bytes: budget.page_cache,
+                buffer_bytes: budget.read_buffers,
+            },
+        );
+        let index = FingerprintIndex::open(
+            IndexOptions {
+                dir: options.index_directory.clone().filter(|_| !read_only),
+                pool: array.uuid(),
+                memory_bytes: budget.index,
+            },
+            Arc::clone(&array),
+        )
+        .map_err(|error| {
+            EngineError::new(ErrorKind::Io, "The fingerprint index cannot be opened")
+                .caused_by(error)
+        })?;
+
+        let roots = load_roots(&array, &reader, &table, &record)?;
+        let next_volume_id = roots.page.next_volume_id;
+        let volumes = load_volumes(&reader, &roots.page)?;
+        let roots = Roots {
+            volumes: volumes.by_id.values().map(|volume| volume.state.read().tree).collect(),
+            ..roots
+        };
+        let geometry = StripeGeometry {
+            stripe_bytes: array.stripe_data_bytes(),
+            segment_bytes: array.segment_data_bytes(),
+        };
+        let ring = Ring::new(Arc::clone(&array), unclean.journal);
+        let engine = Arc::new(Self {
+            geometry,
+            table,
+            index: Arc::new(index),
+            reader,
+            writer,
+            stripe_buffers: BufferPool::new(budget.stripe_buffers),
+            map_buffers: BufferPool::new(budget.map_buffers),
+            volumes: RwLock::new(volumes),
+            epochs: Epochs::default(),
+            reclaim: Mutex::default(),
+            checkpoint: Mutex::new(CheckpointState { roots: Arc::new(roots), record: unclean }),
+            commit: Mutex::new(CommitState::new(ring)),
+            state: Mutex::new(AppendState {
+                sequence: record.sequence,
+                appender,
+                pending: RecordBuffer::default(),
+                replaying: false,
+                partial: HashMap::new(),
+                active_pages: 0,
+                frozen_pages: 0,
+                next_volume_id,
+                deleted_volumes: Vec::new(),
+                overwrites: 0,
+                recovered: Vec::new(),
+            }),
+            durable: record.sequence.into(),
+            flushes: Mutex::default(),
+            in_flight_bytes: 0.into(),
+            layer_bytes: 0.into(),
+            pending_bytes: 0.into(),
+            failure: Mutex::default(),
+            closed: false.into(),
+            budget,
+            signals: Default::default(),
+            read_only,
+            threads: options.threads,
+            array,
+        });
+        if clean {
+            engine.resume_streams(&record.streams, options.resume);
+        } else {
+            engine.recover(&record)?;
+        }
+        if !read_only && (!clean || !engine.state.lock().recovered.is_empty()) {
+            // R19: what was readable once must not vanish in a second crash.
+            let start = chain_start(&options.epochs);
+            engine.checkpoint_now(CheckpointKind::Recovery(start))?;
+        }
+        engine.begin_index_rebuild();
+        Ok(engine)
+    }
+
+    /// After a clean stop: open segments go on at their next stripe.
+    fn resume_streams(&self, ends: &[StreamEnd], resume: bool) {
+        let mut state = self.state.lock();
+        for (id, record) in self.table.live() {
+            if record.state != SegmentState::Open {
+                continue;
+            }
+            let stream = record.stream();
+            let end = stream.map(|stream| ends[stream.index()]).filter(|end| {
+                end.segment == id && end.generation == record.generation && resume
+            });
+            let records = self.read_summary(id, &record).map(|summary| summary.records);
+            match (stream, end, records) {
+                (Some(stream), Some(end), records) if !self.read_only => {
+                    let records = records.unwrap_or_default();
+                    if stream == Stream::Data {
+                        self.remember_fresh(record.generation, &records);
+                    }
+                    let record = SegmentRecord { closed_bytes: end.closed_bytes, ..record };
+                    self.table.update(id, |kept| kept.closed_bytes = end.closed_bytes);
+                    state.appender.resume(stream, id, record, records);
+                }
+                _ => self.dead_end(&mut state, id, record.closed_bytes, None),
+            }
+        }
+    }
+
+    /// Closes the life of a segment that will not be continued: what it has is
+    /// what it keeps; its summary goes into the map stream.
+    pub(crate) fn dead_end(
+        &self,
+        state: &mut AppendState,
+        id: SegmentId,
+        closed_bytes: u32,
+        summary: Option<Summary>,
+    ) {
+        self.table.update(id, |record| {
+            record.state = SegmentState::Sealed;
+            record.closed_bytes = closed_bytes;
+            if let Some(summary) = &summary {
+                let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+                record.chunks = count(summary.records.len());
+                record.stored_bytes = summary.records.iter().map(|r| r.entry.stored).sum();
+                record.logical_bytes =
+                    summary.records.iter().map(|r| u64::from(r.logical)).sum();
+            }
+        });
+        state.recovered.extend(summary);
+    }
+
+    fn remember_fresh(
+        &self,
+        generation: tessera_dedup::Generation,
+        records: &[tessera_dedup::SummaryRecord],
+    ) {
+        for record in records {
+            if let Some(fingerprint) = record.fingerprint {
+                let hit = Hit { entry: record.entry, generation, logical: record.logical };
+                self.index.fresh_insert(fingerprint, hit);
+            }
+        }
+    }
+
+    /// The summary a segment's record points to; `None` when there is none
+    /// that verifies. Losing it loses deduplication, not data.
+    pub(crate) fn read_summary(&self, id: SegmentId, record: &SegmentRecord) -> Option<Summary> {
+        if record.summary.blocks == 0 {
+            return None;
+        }
+        let holder = self.table.record(record.summary.segment)?;
+        let length = usize::from(record.summary.blocks) * BLOCK_BYTES;
+        let mut reads = [SegmentRead {
+            placement: holder.placement(),
+            offset: record.summary.offset,
+            buffer: AlignedBuf::zeroed(length),
+            outcome: Ok(()),
+        }];
+        self.array.read(&mut reads);
+        let [read] = reads;
+        read.outcome.ok()?;
+        let expected =
+            SummaryId { pool: self.array.uuid(), segment: id, generation: record.generation };
+        tessera_dedup::summary::decode_blocks(&read.buffer, &expected).ok()
+    }
+
+    fn begin_index_rebuild(&self) {
+        if self.read_only {
+            return;
+        }
+        let live = self.table.live();
+        let mut sealed = live
+            .iter()
+            .filter(|(_, record)| {
+                record.state == SegmentState::Sealed && record.stream() == Some(Stream::Data)
+            })
+            .map(|(id, record)| (*id, record.generation));
+        self.index.rebuild_begin(&mut sealed);
+    }
+}
+
+/// Reads the root page and fills the segment table from it.
+fn load_roots(
+    array: &Array,
+    reader: &ChunkReader,
+    table: &SegmentTable,
+    record: &EngineRecord,
+) -> Result<Roots, EngineError> {
+    let Some(pointer) = &record.root else {
+        let page = RootPage::empty(array.uuid());
+        return Ok(Roots { page, pointer: None, volumes: Vec::new() });
+    };
+    let placed = PlacedPage {
+        entry: pointer.entry,
+        generation: pointer.generation,
+        placement: pointer.placement.clone(),
+    };
+    let bytes = reader.read_placed(&[placed]).pop().expect("one answer").map_err(|error| {
+        EngineError::damaged("The root page cannot be read").caused_by(error)
+    })?;
+    let page = RootPage::decode(&bytes)
+        .filter(|page| page.pool == array.uuid() && page.checkpoint == record.checkpoint)
+        .ok_or_else(|| EngineError::damaged("The root page is not this pool's"))?;
+    load_table(&page, reader, table)?;
+    Ok(Roots { page, pointer: Some(pointer.clone()), volumes: Vec::new() })
+}
+
+/// Fills a table from a root page's tree and overlay.
+pub(crate) fn load_table(
+    page: &RootPage,
+    reader: &ChunkReader,
+    table: &SegmentTable,
+) -> Result<(), EngineError> {
+    let load = |number: u64, record: SegmentRecord| {
+        let id = u32::try_from(number).ok().map(SegmentId);
+        if id.is_some_and(|id| table.load(id, record)) {
+            Ok(())
+        } else {
+            Err(EngineError::damaged(format!("Segment {number} does not exist on the members")))
+        }
+    };
+    map::for_each_record(&page.segments, &Pages(reader), |number, bytes| {
+        let record = bytes.try_into().ok().and_then(SegmentRecord::decode).ok_or_else(|| {
+            EngineError::damaged(format!("The record of segment {number} is malformed"))
+        })?;
+        load(number, record)
+    })?;
+    for (id, record) in &page.overlay {
+        load(u64::from(id.0), *record)?;
+    }
+    Ok(())
+}
+
+/// The volumes of a root page.
+pub(crate) fn load_records(
+    reader: &ChunkReader,
+    page: &RootPage,
+) -> Result<Vec<VolumeRecord>, EngineError> {
+    let mut records = Vec::new();
+    map::for_each_record(&page.catalogue, &Pages(reader), |id, bytes| {
+        let record = bytes
+            .try_into()
+            .ok()
+            .and_then(VolumeRecord::decode)
+            .filter(|record| record.id == id)
+            .ok_or_else(|| {
+                EngineError::damaged(format!("The record of volume {id} is malformed"))
+            })?;
+        records.push(record);
+        Ok::<(), EngineError>(())
+    })?;
+    Ok(records)
+}
+
+fn load_volumes(reader: &ChunkReader, page: &RootPage) -> Result<Volumes, EngineError> {
+    let mut volumes = Volumes::default();
+    for record in load_records(reader, page)? {
+        volumes.insert(Arc::new(Volume::new(&record)));
+    }
+    Ok(volumes)
+}
+
+impl Volumes {
+    pub(crate) fn insert(&mut self, volume: Arc<Volume>) {
+        let name = volume.state.read().name.clone();
+        self.by_name.insert(name, Arc::clone(&volume));
+        self.by_id.insert(volume.id, volume);
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Arc<Volume>> {
+        let volume = self.by_id.remove(&id)?;
+        self.by_name.remove(&volume.state.read().name);
+        Some(volume)
+    }
+}
+
+/// A page is a block: what the map calls one and what raid calls the other.
+const _: () = assert!(PAGE_BYTES == BLOCK_BYTES);

@@ -1,0 +1,206 @@
+//! Reclaim: finding segments that hold nothing live, and freeing them (R20).
+//!
+//! ```text
+//!   survey   walk the newest roots: which sealed segments does nothing name?
+//!   freeze   no dedup hit may land in those any more
+//!   wait     until every operation begun before the freeze has ended
+//!   pin      take a checkpoint: its roots hold all that those operations did
+//!   mark     walk its roots: what is still not named is dead, for good
+//!   free     release; reusable two checkpoints later (R9, R12)
+//! ```
+//! Why the mark is proof: after the wait no operation can name a frozen segment
+//! anew (a hit is refused, and nothing is appended to a sealed segment), every
+//! name given before is in the layers that the pinning checkpoint merged, and
+//! later checkpoints derive from its pages. There are no counts to drift.
+//!
+//! The walk's result also serves as the survey of the next pass.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tessera_dedup::{Generation, segment::SegmentState};
+use tessera_raid::SegmentId;
+
+use super::{
+    CheckpointKind,
+    checkpoint::Roots,
+    engine::Engine,
+    pages::Pages,
+};
+use crate::{
+    error::{EngineError, ErrorKind},
+    map::{Tree, Visit, Walker},
+};
+
+/// Pages a walk looks at between two looks at the clock.
+const PAGES_PER_STEP: usize = 256;
+
+/// What reclaim remembers between passes.
+#[derive(Debug, Default)]
+pub(crate) struct ReclaimState {
+    /// [`super::engine::AppendState::overwrites`] when the last pass that freed
+    /// nothing began: until it grows, another pass would free nothing either.
+    fruitless_at: Option<u64>,
+}
+
+/// A segment and its incarnation.
+type Candidate = (SegmentId, Generation);
+
+impl Engine {
+    /// One pass over everything. True when it freed something, or gave earlier
+    /// frees back to the allocator.
+    ///
+    /// Must be called without an epoch guard.
+    pub(crate) fn reclaim_pass(&self) -> Result<bool, EngineError> {
+        let mut reclaim = self.reclaim.lock();
+        let free_before = self.table.counts().free;
+        // Earlier frees may only lack their checkpoints.
+        self.finish_releases()?;
+        if self.table.counts().free > free_before {
+            return Ok(true);
+        }
+        let overwrites = self.state.lock().overwrites;
+        if reclaim.fruitless_at == Some(overwrites) {
+            return Ok(false);
+        }
+        let freed = self.reclaim_dead()?;
+        if freed == 0 {
+            reclaim.fruitless_at = Some(overwrites);
+        } else {
+            reclaim.fruitless_at = None;
+            self.finish_releases()?;
+        }
+        Ok(self.table.counts().free > free_before)
+    }
+
+    /// True unless the last pass freed nothing and nothing changed since.
+    pub(crate) fn reclaim_may_help(&self) -> bool {
+        let fruitless_at = self.reclaim.lock().fruitless_at;
+        fruitless_at != Some(self.state.lock().overwrites)
+    }
+
+    fn reclaim_dead(&self) -> Result<usize, EngineError> {
+        // Survey. Only segments sealed before its checkpoint are considered:
+        // younger ones may be named by layers alone.
+        let sealed = self.sealed();
+        self.checkpoint_now(CheckpointKind::Normal)?;
+        let roots = self.roots();
+        let candidates = self.unnamed(&roots, sealed)?;
+        if candidates.is_empty() {
+            return Ok(0);
+        }
+        // Freeze, wait, pin, mark.
+        let segments: Vec<SegmentId> = candidates.iter().map(|(id, _)| *id).collect();
+        self.table.freeze(&segments);
+        let result = self.mark_frozen(candidates);
+        self.table.thaw_all();
+        result
+    }
+
+    fn mark_frozen(&self, candidates: Vec<Candidate>) -> Result<usize, EngineError> {
+        self.wait_for_operations()?;
+        self.checkpoint_now(CheckpointKind::Normal)?;
+        let roots = self.roots();
+        let dead = self.unnamed(&roots, candidates)?;
+        let epoch = self.epochs.advance();
+        for (segment, generation) in &dead {
+            self.table.release(*segment, epoch);
+            self.index.segment_freed(*segment, *generation);
+        }
+        tracing::debug!(segments = dead.len(), "Reclaimed");
+        Ok(dead.len())
+    }
+
+    /// Brings released segments back to the allocator: the checkpoint that says
+    /// so, its follow-up, the end of operations begun before, the punch.
+    pub(crate) fn finish_releases(&self) -> Result<(), EngineError> {
+        while self.table.wants_checkpoint() {
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
+        self.punch_cleared();
+        Ok(())
+    }
+
+    /// Punches and frees what no operation can be reading any more.
+    pub(crate) fn punch_cleared(&self) {
+        for (segment, placement) in self.table.punchable(|epoch| self.epochs.quiesced(epoch)) {
+            self.array.discard_segment(&placement);
+            self.table.make_free(segment);
+        }
+    }
+
+    fn wait_for_operations(&self) -> Result<(), EngineError> {
+        let epoch = self.epochs.advance();
+        while !self.epochs.quiesced(epoch) {
+            self.check_usable()?;
+            // Operations end by themselves: they wait for I/O at most.
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn roots(&self) -> Arc<Roots> {
+        Arc::clone(&self.checkpoint.lock().roots)
+    }
+
+    fn sealed(&self) -> Vec<Candidate> {
+        let live = self.table.live().into_iter();
+        live.filter(|(_, record)| record.state == SegmentState::Sealed)
+            .map(|(id, record)| (id, record.generation))
+            .collect()
+    }
+
+    /// Those of `candidates` that nothing under `roots` names.
+    fn unnamed(
+        &self,
+        roots: &Roots,
+        candidates: Vec<Candidate>,
+    ) -> Result<Vec<Candidate>, EngineError> {
+        let mut named = BTreeSet::new();
+        named.extend(roots.pointer.iter().map(|root| root.entry.segment));
+        for tree in roots.trees() {
+            self.walk(tree, &mut named)?;
+        }
+        // Summaries of segments that are not full lie in the map stream.
+        for (id, record) in self.table.live() {
+            if record.summary.blocks > 0 && record.summary.segment != id {
+                named.insert(record.summary.segment);
+            }
+        }
+        Ok(candidates.into_iter().filter(|(id, _)| !named.contains(id)).collect())
+    }
+
+    fn walk(&self, tree: Tree, named: &mut BTreeSet<SegmentId>) -> Result<(), EngineError> {
+        let pages = Pages(&self.reader);
+        let mut walker = Walker::new(tree);
+        let mut visit = |visit: Visit<'_>| match visit {
+            Visit::Page { pointer, .. } => {
+                named.insert(pointer.entry.segment);
+            }
+            Visit::Entry { entry, .. } if entry.is_stored() => {
+                named.insert(entry.segment);
+            }
+            _ => {}
+        };
+        loop {
+            self.check_usable()?;
+            match walker.step(&pages, PAGES_PER_STEP, &mut visit) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    // What cannot be walked cannot be proved dead: free nothing.
+                    let message = format!("Reclaim stops at a damaged page: {error}");
+                    return Err(EngineError::new(ErrorKind::NoSpace, message));
+                }
+            }
+        }
+    }
+}
+
+impl Roots {
+    /// Every tree of the checkpoint.
+    pub(crate) fn trees(&self) -> Vec<Tree> {
+        let mut trees = vec![self.page.catalogue, self.page.segments];
+        trees.extend_from_slice(&self.volumes);
+        trees
+    }
+}

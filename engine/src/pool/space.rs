@@ -1,0 +1,119 @@
+//! Space: what a write may take, and what is kept back (R22).
+//!
+//! ```text
+//!   free segments
+//!   |<- reserve: one checkpoint, ->|<- map pages that  ->|<- admitted, not ->|<- free  ->
+//!   |   one reclaim step, recovery |   changes will need |   yet appended    |   for data
+//! ```
+//! Acknowledging a write must never lead to a checkpoint that finds no room:
+//! so a write is admitted with its worst-case data and its worst-case share of
+//! the next checkpoint's pages. When that does not fit, the writer first takes
+//! a checkpoint and runs reclaim passes itself; only when a pass over
+//! everything finds nothing does the client see "no space". Discards, zeroing,
+//! flushes and reads are never stopped.
+
+use std::sync::atomic::Ordering;
+
+use tessera_dedup::summary;
+use tessera_raid::device::BLOCK_BYTES;
+
+use super::{CheckpointKind, engine::Engine};
+use crate::error::{EngineError, ErrorKind};
+
+/// Pages per change run besides its leaves: one for each inner level.
+const INNER_PAGES: u64 = 3;
+
+/// A share of the space, given back when dropped.
+pub(crate) struct Admission<'a> {
+    engine: &'a Engine,
+    bytes: u64,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        self.engine.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Map pages that changing this many consecutive chunks may need.
+pub(crate) fn pages_for(chunks: u64) -> u64 {
+    chunks.div_ceil(256) + 1 + INNER_PAGES
+}
+
+impl Engine {
+    /// Admits a write of `bytes` in `chunks` chunks that lie together, or says
+    /// that the pool is full. Must be called without an epoch guard: it may
+    /// wait for operations in flight to end.
+    pub(crate) fn admit(&self, bytes: u64, chunks: u64) -> Result<Admission<'_>, EngineError> {
+        let needed = bytes + pages_for(chunks) * BLOCK_BYTES as u64;
+        self.in_flight_bytes.fetch_add(needed, Ordering::Relaxed);
+        let admission = Admission { engine: self, bytes: needed };
+        if self.available_bytes().is_some() {
+            return Ok(admission);
+        }
+        self.make_room()?;
+        Ok(admission)
+    }
+
+    /// Reclaims until the admitted writes fit.
+    fn make_room(&self) -> Result<(), EngineError> {
+        loop {
+            self.check_usable()?;
+            if self.available_bytes().is_some() {
+                return Ok(());
+            }
+            // A checkpoint turns the worst case of the layers into the truth.
+            if self.state.lock().active_pages > 0 {
+                self.checkpoint_now(CheckpointKind::Normal)?;
+                if self.available_bytes().is_some() {
+                    return Ok(());
+                }
+            }
+            if !self.reclaim_pass()? && self.available_bytes().is_none() {
+                return Err(EngineError::new(ErrorKind::NoSpace, "The pool is full"));
+            }
+        }
+    }
+
+    /// Bytes of unique data that can still be admitted; `None` when what has
+    /// been admitted already exceeds what there is.
+    pub(crate) fn available_bytes(&self) -> Option<u64> {
+        let segments = u64::from(self.table.counts().free);
+        let pages = {
+            let state = self.state.lock();
+            state.active_pages + state.frozen_pages
+        };
+        let taken = self.reserve_segments() * self.usable_segment_bytes()
+            + pages * BLOCK_BYTES as u64
+            + self.in_flight_bytes.load(Ordering::Relaxed);
+        (segments * self.usable_segment_bytes()).checked_sub(taken)
+    }
+
+    /// Data of a segment that is left for chunks when every chunk is a raw
+    /// 4 KiB one: what the summary takes is known then.
+    pub(crate) fn usable_segment_bytes(&self) -> u64 {
+        let bytes = u64::from(self.geometry.segment_bytes);
+        let chunks = self.geometry.segment_bytes as usize / BLOCK_BYTES;
+        bytes - (summary::blocks_for(chunks) * BLOCK_BYTES) as u64
+    }
+
+    /// Segments that only checkpoints, reclaim and recovery may use: one each
+    /// for the streams to move to, and twice what a checkpoint of the segment
+    /// table, the catalogue and the partial summaries takes, because a free
+    /// needs a checkpoint and its follow-up.
+    pub(crate) fn reserve_segments(&self) -> u64 {
+        let table_pages = u64::from(self.table.len()).div_ceil(64).div_ceil(4).min(4096);
+        let volumes = self.volumes.read().by_id.len() as u64;
+        let summary_pages =
+            summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
+        let pages = 2 * (table_pages + 2 * volumes + summary_pages + 32);
+        4 + (pages * BLOCK_BYTES as u64).div_ceil(self.usable_segment_bytes())
+    }
+
+    /// True when background reclaim should look for dead segments.
+    pub(crate) fn is_low_on_space(&self) -> bool {
+        let counts = self.table.counts();
+        let total = u64::from(self.table.len());
+        u64::from(counts.free) < self.reserve_segments() + total / 4
+    }
+}

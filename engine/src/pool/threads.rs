@@ -1,0 +1,151 @@
+//! The background threads: each only drives step functions (R24).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use super::{CheckpointKind, engine::Engine};
+
+/// How often the timer commits, and maintenance looks around.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Checkpoints that find nothing written since this many ticks make an idle
+/// pool come to rest.
+const IDLE_TICKS: u32 = 3;
+
+/// Running threads; stopped by [`Threads::stop`].
+#[derive(Debug)]
+pub(crate) struct Threads {
+    stopping: Arc<AtomicBool>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut threads = Self { stopping, handles: Vec::new() };
+        threads.spawn(engine, "tsr-writer", write_stripes)?;
+        threads.spawn(engine, "tsr-commit", commit)?;
+        threads.spawn(engine, "tsr-maintain", maintain)?;
+        threads.spawn(engine, "tsr-index", feed_index)?;
+        Ok(threads)
+    }
+
+    fn spawn(
+        &mut self,
+        engine: &Arc<Engine>,
+        name: &str,
+        body: fn(&Engine, &AtomicBool),
+    ) -> std::io::Result<()> {
+        let (engine, stopping) = (Arc::clone(engine), Arc::clone(&self.stopping));
+        let handle = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&engine, &stopping))?;
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    pub(crate) fn stop(self, engine: &Engine) {
+        self.stopping.store(true, Ordering::Release);
+        let signals = &engine.signals;
+        for bell in [&signals.writer, &signals.committer, &signals.maintenance, &signals.index] {
+            bell.ring();
+        }
+        for handle in self.handles {
+            if handle.join().is_err() {
+                tracing::error!("A background thread panicked");
+            }
+        }
+    }
+}
+
+fn write_stripes(engine: &Engine, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Acquire) {
+        match engine.writer.step() {
+            Ok(true) => {}
+            Ok(false) => {
+                engine.signals.writer.listen(TICK);
+            }
+            Err(error) => {
+                // Whoever needs the stripes meets the error too, and decides.
+                tracing::warn!(%error, "Stripes cannot be written");
+                std::thread::sleep(TICK);
+            }
+        }
+    }
+}
+
+fn commit(engine: &Engine, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Acquire) {
+        let rung = engine.signals.committer.listen(TICK);
+        engine.committer_step();
+        let result = if rung { engine.commit_if_much() } else { engine.timer_step() };
+        if let Err(error) = result {
+            tracing::warn!(%error, "The periodic commit failed");
+        }
+    }
+    engine.committer_step();
+}
+
+fn maintain(engine: &Engine, stopping: &AtomicBool) {
+    let mut last_sequence = 0;
+    let mut idle_ticks = 0;
+    while !stopping.load(Ordering::Acquire) {
+        let rung = engine.signals.maintenance.listen(TICK);
+        if stopping.load(Ordering::Acquire) || engine.read_only {
+            continue;
+        }
+        let sequence = engine.state.lock().sequence;
+        idle_ticks = if sequence != last_sequence || rung { 0 } else { idle_ticks + 1 };
+        last_sequence = sequence;
+        if let Err(error) = engine.maintenance_step(idle_ticks >= IDLE_TICKS) {
+            tracing::warn!(%error, "Maintenance failed");
+        }
+    }
+}
+
+fn feed_index(engine: &Engine, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Acquire) {
+        let worked = engine.index.step() | engine.index.rebuild_step(&*engine.table);
+        if !worked {
+            engine.signals.index.listen(TICK);
+        }
+    }
+}
+
+impl Engine {
+    /// One turn of maintenance: a checkpoint when much has changed or nothing
+    /// more is coming, a reclaim pass when space runs low.
+    pub(crate) fn maintenance_step(&self, idle: bool) -> Result<(), crate::error::EngineError> {
+        if self.check_usable().is_err() {
+            return Ok(());
+        }
+        let layers = self.layer_bytes.load(Ordering::Relaxed);
+        let journal_is_half_full = {
+            let commit = self.commit.lock();
+            2 * commit.ring.used_bytes() > commit.ring.capacity_bytes()
+        };
+        let due = layers > self.budget.layers as u64 || journal_is_half_full;
+        if due || idle && self.is_dirty() {
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
+        self.punch_cleared();
+        if self.is_low_on_space() && self.reclaim_may_help() {
+            self.reclaim_pass()?;
+        }
+        Ok(())
+    }
+
+    /// Commits without being asked when many records are pending.
+    fn commit_if_much(&self) -> Result<(), crate::error::EngineError> {
+        if self.pending_bytes.load(Ordering::Relaxed) > 1 << 20 && self.check_usable().is_ok() {
+            self.commit_now()?;
+        }
+        Ok(())
+    }
+}

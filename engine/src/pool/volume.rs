@@ -1,0 +1,155 @@
+//! A volume in memory: its record, its layers and its checkpointed map.
+//!
+//! Readers ask the active layer, the frozen one, and the pages, in that order.
+//! Only a checkpoint replaces the tree; a write only ever touches the active
+//! layer, so it never waits for a page.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use parking_lot::RwLock;
+use tessera_dedup::Entry;
+
+use crate::{
+    api::{Compression, DedupMode},
+    catalogue::VolumeRecord,
+    error::EngineError,
+    map::{self, Layer, PageSource, Run, Tree},
+};
+
+/// A volume of an open pool.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) id: u64,
+    pub(crate) chunk_bytes: u32,
+    pub(crate) state: RwLock<VolumeState>,
+    deleted: AtomicBool,
+    /// Front ends that hold the volume open.
+    pub(crate) users: AtomicUsize,
+}
+
+#[derive(Debug)]
+pub(crate) struct VolumeState {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) dedup: DedupMode,
+    pub(crate) compression: Compression,
+    /// Changes since the last freeze.
+    pub(crate) active: Layer,
+    /// Changes that a running checkpoint merges.
+    pub(crate) frozen: Option<Arc<Layer>>,
+    /// The checkpointed map.
+    pub(crate) tree: Tree,
+    /// Stored entries of `tree`.
+    pub(crate) stored_chunks: u64,
+    /// The record changed since the last freeze.
+    pub(crate) record_changed: bool,
+}
+
+impl Volume {
+    pub(crate) fn new(record: &VolumeRecord) -> Self {
+        Self {
+            id: record.id,
+            chunk_bytes: record.chunk_bytes,
+            state: RwLock::new(VolumeState {
+                name: record.name.clone(),
+                size_bytes: record.size_bytes,
+                dedup: record.dedup,
+                compression: record.compression,
+                active: Layer::new(),
+                frozen: None,
+                tree: record.tree,
+                stored_chunks: record.stored_chunks,
+                record_changed: false,
+            }),
+            deleted: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_deleted(&self) {
+        self.deleted.store(true, Ordering::Release);
+    }
+
+    /// The record as of now, with the checkpointed tree.
+    pub(crate) fn record(&self) -> VolumeRecord {
+        self.record_of(&self.state.read())
+    }
+
+    pub(crate) fn record_of(&self, state: &VolumeState) -> VolumeRecord {
+        VolumeRecord {
+            id: self.id,
+            name: state.name.clone(),
+            size_bytes: state.size_bytes,
+            chunk_bytes: self.chunk_bytes,
+            dedup: state.dedup,
+            compression: state.compression,
+            tree: state.tree,
+            stored_chunks: state.stored_chunks,
+        }
+    }
+
+    /// The entries of consecutive chunks as far as layers know them, and the
+    /// tree to ask for the others.
+    pub(crate) fn layered(&self, first: u64, out: &mut [Option<Entry>]) -> Tree {
+        let state = self.state.read();
+        state.active.lookup(first, out);
+        if let Some(frozen) = &state.frozen {
+            frozen.lookup(first, out);
+        }
+        state.tree
+    }
+
+    /// The entries of consecutive chunks.
+    pub(crate) fn entries(
+        &self,
+        source: &dyn PageSource,
+        first: u64,
+        count: usize,
+    ) -> Result<Vec<Entry>, EngineError> {
+        let mut found = vec![None; count];
+        let tree = self.layered(first, &mut found);
+        if found.iter().any(Option::is_none) {
+            map::lookup(&tree, source, first, &mut found)?;
+        }
+        Ok(found.into_iter().map(|entry| entry.unwrap_or(Entry::HOLE)).collect())
+    }
+
+    /// What a range of chunks is made of.
+    pub(crate) fn runs(
+        &self,
+        source: &dyn PageSource,
+        first: u64,
+        count: u64,
+        max: usize,
+    ) -> Result<Vec<Run>, EngineError> {
+        let state = self.state.read();
+        let mut layers = vec![&state.active];
+        layers.extend(state.frozen.as_deref());
+        Ok(map::runs(&state.tree, &layers, source, first, count, max)?)
+    }
+}
+
+impl VolumeState {
+    /// Makes the active layer the frozen one.
+    pub(crate) fn freeze(&mut self) {
+        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
+        self.record_changed = false;
+    }
+
+    /// Undoes [`Self::freeze`] after a checkpoint that could not be completed.
+    pub(crate) fn thaw(&mut self) {
+        let Some(frozen) = self.frozen.take() else { return };
+        let mut older = Arc::try_unwrap(frozen).unwrap_or_else(|shared| (*shared).clone());
+        older.absorb(&self.active);
+        self.active = older;
+        self.record_changed = true;
+    }
+}

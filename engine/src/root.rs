@@ -1,0 +1,268 @@
+//! What a checkpoint leaves: the engine record in the superblocks, and the
+//! root page it points to.
+//!
+//! Engine record (in every superblock, little-endian):
+//! ```text
+//!   0  magic "TSRENGIN"          |   8  version u32 | stream count u32
+//!  16  checkpoint number u64     |  24  sequence u64
+//!  32  generation limit u64      |  40  journal epoch, 16 bytes
+//!  56  journal offset u64        |  64  journal batch number u64
+//!  72  previous checksum, 16 bytes
+//!  88  root entry, 16 bytes      | 104  root generation u64
+//! 112  stream positions, 16 bytes each, 2: segment u32, closed bytes u32,
+//!      generation u64 (generation 0: the stream has no open segment)
+//! 144  root placement, length u32, then its codec's bytes
+//! ```
+//! Root page (4 KiB, verified by the checksum in the root entry):
+//! ```text
+//!   0  magic "TSRROOT1"          |   8  version u32 | overlay count u32
+//!  16  pool uuid, 16 bytes       |  32  checkpoint number u64
+//!  40  sequence u64              |  48  next volume id u64
+//!  56  catalogue tree, 48 bytes  | 104  segment table tree, 48 bytes
+//! 256  overlay: segment u32, 0 u32, record 64 bytes
+//! ```
+//! The overlay holds the records of map segments that changed while the
+//! segment table's own pages were being written; it goes over the table.
+
+use tessera_dedup::{
+    ENTRY_BYTES, Entry, EntryKind, Generation,
+    segment::{SEGMENT_RECORD_BYTES, SegmentRecord, Stream},
+};
+use tessera_raid::{SegmentId, layout::Placement};
+use uuid::Uuid;
+
+use crate::{
+    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, SEGMENT_TREE},
+    journal::{ChainPoint, Epoch, batch::ChainChecksum},
+    map::{PAGE_BYTES, PageBytes, TREE_BYTES, Tree, TreeShape},
+};
+
+const RECORD_MAGIC: &[u8; 8] = b"TSRENGIN";
+const ROOT_MAGIC: &[u8; 8] = b"TSRROOT1";
+const VERSION: u32 = 1;
+const STREAMS: usize = Stream::ALL.len();
+const STREAM_BYTES: usize = 16;
+const AT_STREAMS: usize = 112;
+const AT_PLACEMENT: usize = AT_STREAMS + STREAMS * STREAM_BYTES;
+const AT_OVERLAY: usize = 256;
+const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
+/// Most records the overlay takes.
+pub const OVERLAY_MAX: usize = (PAGE_BYTES - AT_OVERLAY) / OVERLAY_BYTES;
+
+/// Where a clean stop left a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamEnd {
+    /// The open segment; meaningless when the generation is 0.
+    pub segment: SegmentId,
+    /// Its generation; 0: none is open.
+    pub generation: Generation,
+    /// Where the next stripe goes.
+    pub closed_bytes: u32,
+}
+
+/// Points to the root page, without the segment table's help (bootstrap).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootPointer {
+    /// The page.
+    pub entry: Entry,
+    /// Its segment's generation.
+    pub generation: Generation,
+    /// Where its segment is.
+    pub placement: Placement,
+}
+
+/// The engine's part of a superblock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineRecord {
+    /// Counts checkpoints.
+    pub checkpoint: u64,
+    /// Every write up to this sequence is in the root.
+    pub sequence: u64,
+    /// Generations at or above this were never issued (R9).
+    pub generation_limit: u64,
+    /// Where the journal goes on from.
+    pub journal: ChainPoint,
+    /// `None` in a new pool.
+    pub root: Option<RootPointer>,
+    /// Of each stream; trusted only after a clean stop.
+    pub streams: [StreamEnd; STREAMS],
+}
+
+impl EngineRecord {
+    /// The bytes as stored.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; AT_PLACEMENT];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, RECORD_MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &u32::try_from(STREAMS).expect("few").to_le_bytes());
+        put(16, &self.checkpoint.to_le_bytes());
+        put(24, &self.sequence.to_le_bytes());
+        put(32, &self.generation_limit.to_le_bytes());
+        put(40, &self.journal.epoch.0);
+        put(56, &self.journal.offset.to_le_bytes());
+        put(64, &self.journal.number.to_le_bytes());
+        put(72, &self.journal.previous.0);
+        for (at, end) in (AT_STREAMS..).step_by(STREAM_BYTES).zip(&self.streams) {
+            put(at, &end.segment.0.to_le_bytes());
+            put(at + 4, &end.closed_bytes.to_le_bytes());
+            put(at + 8, &end.generation.0.to_le_bytes());
+        }
+        let placement = self.root.as_ref().map(|root| {
+            put(88, &root.entry.encode());
+            put(104, &root.generation.0.to_le_bytes());
+            let mut bytes = Vec::new();
+            root.placement.encode(&mut bytes);
+            bytes
+        });
+        let placement = placement.unwrap_or_default();
+        let length = u32::try_from(placement.len()).expect("a placement is short");
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&placement);
+        bytes
+    }
+
+    /// Decodes what [`Self::encode`] made; `None` for anything else.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.get(..8)? != RECORD_MAGIC || u32_at(bytes, 8)? != VERSION {
+            return None;
+        }
+        let entry = entry_at(bytes, 88)?;
+        let length = usize::try_from(u32_at(bytes, AT_PLACEMENT)?).ok()?;
+        let placement = bytes.get(AT_PLACEMENT + 4..AT_PLACEMENT + 4 + length)?;
+        let root = if entry.kind == EntryKind::Page {
+            Some(RootPointer {
+                entry,
+                generation: Generation(u64_at(bytes, 104)?),
+                placement: Placement::decode(placement).ok()?.0,
+            })
+        } else {
+            None
+        };
+        let mut streams = [StreamEnd::default(); STREAMS];
+        for (at, end) in (AT_STREAMS..).step_by(STREAM_BYTES).zip(&mut streams) {
+            *end = StreamEnd {
+                segment: SegmentId(u32_at(bytes, at)?),
+                closed_bytes: u32_at(bytes, at + 4)?,
+                generation: Generation(u64_at(bytes, at + 8)?),
+            };
+        }
+        Some(Self {
+            checkpoint: u64_at(bytes, 16)?,
+            sequence: u64_at(bytes, 24)?,
+            generation_limit: u64_at(bytes, 32)?,
+            journal: ChainPoint {
+                epoch: Epoch(bytes.get(40..56)?.try_into().ok()?),
+                offset: u64_at(bytes, 56)?,
+                number: u64_at(bytes, 64)?,
+                previous: ChainChecksum(bytes.get(72..88)?.try_into().ok()?),
+            },
+            root,
+            streams,
+        })
+    }
+}
+
+/// The root of everything a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootPage {
+    /// The pool.
+    pub pool: Uuid,
+    /// Counts checkpoints.
+    pub checkpoint: u64,
+    /// The sequence it holds exactly.
+    pub sequence: u64,
+    /// The id the next volume gets.
+    pub next_volume_id: u64,
+    /// Volume records.
+    pub catalogue: Tree,
+    /// Segment records.
+    pub segments: Tree,
+    /// Segment records that go over the table.
+    pub overlay: Vec<(SegmentId, SegmentRecord)>,
+}
+
+impl RootPage {
+    /// The root of a pool without volumes.
+    pub fn empty(pool: Uuid) -> Self {
+        Self {
+            pool,
+            checkpoint: 0,
+            sequence: 0,
+            next_volume_id: FIRST_VOLUME_ID,
+            catalogue: Tree::empty(CATALOGUE_TREE, TreeShape::CATALOGUE),
+            segments: Tree::empty(SEGMENT_TREE, TreeShape::SEGMENT_TABLE),
+            overlay: Vec::new(),
+        }
+    }
+
+    /// The page as stored.
+    ///
+    /// # Panics
+    /// If the overlay holds more than [`OVERLAY_MAX`] records.
+    pub fn encode(&self) -> PageBytes {
+        let mut bytes = [0; PAGE_BYTES];
+        assert!(self.overlay.len() <= OVERLAY_MAX, "few segments are opened for a table");
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, ROOT_MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &u32::try_from(self.overlay.len()).expect("few").to_le_bytes());
+        put(16, self.pool.as_bytes());
+        put(32, &self.checkpoint.to_le_bytes());
+        put(40, &self.sequence.to_le_bytes());
+        put(48, &self.next_volume_id.to_le_bytes());
+        put(56, &self.catalogue.encode());
+        put(56 + TREE_BYTES, &self.segments.encode());
+        for (at, (segment, record)) in (AT_OVERLAY..).step_by(OVERLAY_BYTES).zip(&self.overlay) {
+            put(at, &segment.0.to_le_bytes());
+            put(at + 8, &record.encode());
+        }
+        bytes
+    }
+
+    /// Decodes what [`Self::encode`] made; `None` for anything else.
+    pub fn decode(bytes: &PageBytes) -> Option<Self> {
+        if bytes[..8] != ROOT_MAGIC[..] || u32_at(bytes, 8)? != VERSION {
+            return None;
+        }
+        let count = usize::try_from(u32_at(bytes, 12)?).ok()?;
+        if count > OVERLAY_MAX {
+            return None;
+        }
+        let overlay = |at: usize| {
+            let record = bytes[at + 8..at + OVERLAY_BYTES].try_into().ok()?;
+            Some((SegmentId(u32_at(bytes, at)?), SegmentRecord::decode(record)?))
+        };
+        let tree_at = |at: usize| Tree::decode(bytes[at..at + TREE_BYTES].try_into().ok()?);
+        let root = Self {
+            pool: Uuid::from_bytes(bytes[16..32].try_into().ok()?),
+            checkpoint: u64_at(bytes, 32)?,
+            sequence: u64_at(bytes, 40)?,
+            next_volume_id: u64_at(bytes, 48)?,
+            catalogue: tree_at(56)?,
+            segments: tree_at(56 + TREE_BYTES)?,
+            overlay: (AT_OVERLAY..)
+                .step_by(OVERLAY_BYTES)
+                .take(count)
+                .map(overlay)
+                .collect::<Option<_>>()?,
+        };
+        let sound = root.catalogue.id == CATALOGUE_TREE
+            && root.catalogue.shape == TreeShape::CATALOGUE
+            && root.segments.id == SEGMENT_TREE
+            && root.segments.shape == TreeShape::SEGMENT_TABLE;
+        sound.then_some(root)
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn entry_at(bytes: &[u8], at: usize) -> Option<Entry> {
+    Entry::decode(bytes.get(at..at + ENTRY_BYTES)?.try_into().ok()?)
+}
