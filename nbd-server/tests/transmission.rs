@@ -177,7 +177,7 @@ trait Bulk {
 impl Bulk for Client {
     fn put_and_forget(&mut self, page: u64) {
         let cookie = self.send_write(0, page * 4096, &[1]);
-        if page % 128 == 0 {
+        if page.is_multiple_of(128) {
             assert_eq!(self.reply(cookie).error, 0);
         }
     }

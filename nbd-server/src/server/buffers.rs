@@ -4,7 +4,7 @@
 //! ```text
 //! small   80 KiB   one to receive, one to reply; every busy connection may have
 //!                  them, idle ones have none
-//! window  ~2 MiB   taken when there is more to move and the budget allows;
+//! window  an option taken when there is more to move and the budget allows;
 //!                  without one a connection works on, in smaller steps
 //! large  exact     one read that must be answered in one piece and does not
 //!                  fit a window; waits for its turn
@@ -20,9 +20,6 @@ use parking_lot::{Condvar, Mutex};
 
 /// Holds the largest request that is not executed in pieces, with its header.
 pub(crate) const SMALL_BYTES: usize = 80 << 10;
-/// Two requests of 1 MiB and their headers: enough to amortise a batch, small
-/// enough that what was received is still in the CPU's cache when it is used.
-pub(crate) const WINDOW_BYTES: usize = (2 << 20) + (64 << 10);
 /// Idle buffers kept for reuse.
 const SPARE_SMALL: usize = 32;
 const SPARE_WINDOWS: usize = 8;
@@ -30,6 +27,7 @@ const SPARE_WINDOWS: usize = 8;
 /// Counts what is lent out and keeps some of what comes back.
 #[derive(Debug)]
 pub(crate) struct BufferPool {
+    window_bytes: usize,
     window_budget: usize,
     large_budget: usize,
     state: Mutex<State>,
@@ -62,9 +60,11 @@ pub(crate) struct Buffer {
 impl BufferPool {
     /// Lends out at most `budget_bytes` in windows, and as much in large
     /// buffers (but always one).
-    pub(crate) fn new(budget_bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(window_bytes: usize, budget_bytes: usize) -> Arc<Self> {
+        let window_bytes = window_bytes.max(SMALL_BYTES);
         Arc::new(Self {
-            window_budget: budget_bytes / WINDOW_BYTES,
+            window_bytes,
+            window_budget: budget_bytes / window_bytes,
             large_budget: budget_bytes,
             state: Mutex::default(),
             returned: Condvar::new(),
@@ -88,7 +88,7 @@ impl BufferPool {
             state.windows.pop()
         };
         Some(self.wrap(
-            spare.unwrap_or_else(|| vec![0; WINDOW_BYTES]),
+            spare.unwrap_or_else(|| vec![0; self.window_bytes]),
             Class::Window,
         ))
     }
@@ -165,12 +165,14 @@ impl DerefMut for Buffer {
 mod tests {
     use super::*;
 
+    const WINDOW: usize = 1 << 20;
+
     #[test]
     fn windows_end_with_the_budget_and_come_back_when_dropped() {
-        let pool = BufferPool::new(2 * WINDOW_BYTES);
+        let pool = BufferPool::new(WINDOW, 2 * WINDOW);
         let first = pool.window().unwrap();
         let second = pool.window().unwrap();
-        assert_eq!(second.len(), WINDOW_BYTES);
+        assert_eq!(second.len(), WINDOW);
         assert!(pool.window().is_none());
         drop(first);
         assert!(pool.window().is_some());
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn spare_buffers_are_bounded() {
-        let pool = BufferPool::new(64 * WINDOW_BYTES);
+        let pool = BufferPool::new(WINDOW, 64 * WINDOW);
         let lent: Vec<_> = (0..100).map(|_| pool.small()).collect();
         let windows: Vec<_> = (0..64).map(|_| pool.window().unwrap()).collect();
         drop((lent, windows));
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_large_buffer_above_the_budget_waits_until_it_is_alone() {
-        let pool = BufferPool::new(100);
+        let pool = BufferPool::new(WINDOW, 100);
         let first = pool.large(1000);
         let waiter = std::thread::spawn({
             let pool = Arc::clone(&pool);

@@ -41,6 +41,10 @@ pub struct ServerOptions {
     /// have: up to this much for windows, and as much again for single replies
     /// too large for one.
     pub buffer_bytes: usize,
+    /// A window: what a connection with much to move receives, or reads from
+    /// the disk, at a time. Larger ones give the disk more to do at once,
+    /// smaller ones stay in the CPU's cache.
+    pub window_bytes: usize,
 }
 
 impl Default for ServerOptions {
@@ -51,6 +55,8 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(60),
             buffer_bytes: 64 << 20,
+            // Two reads of 1 MiB and their headers.
+            window_bytes: (2 << 20) + (64 << 10),
         }
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Seat {
 
 impl Shared {
     pub(crate) fn new(catalog: Arc<dyn DiskCatalog>, options: ServerOptions) -> Arc<Self> {
-        let pool = BufferPool::new(options.buffer_bytes);
+        let pool = BufferPool::new(options.window_bytes, options.buffer_bytes);
         Arc::new(Self {
             catalog,
             options,
