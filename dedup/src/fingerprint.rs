@@ -51,7 +51,7 @@ const LEAF: usize = 1024;
 const GROUP: usize = 16;
 /// Most leaves of a chunk that goes through the lanes. Longer chunks fill
 /// them on their own.
-const MAX_LEAVES: usize = 16;
+const MAX_LEAVES: usize = 8;
 const CV: usize = 32;
 /// The BLAKE3 initial chaining value: that of SHA-256.
 const IV: [u32; 8] = [
@@ -91,12 +91,20 @@ pub fn fingerprint_many(chunks: &[&[u8]], out: &mut Vec<Fingerprint>) {
             .take(GROUP)
             .take_while(|chunk| chunk.len() == length)
             .count();
-        let (group, tail) = rest.split_at(alike);
-        match length {
-            4096 if alike > 1 => hash_group::<4>(group, out),
-            8192 if alike > 1 => hash_group::<8>(group, out),
-            16384 if alike > 1 && PLATFORM.simd_degree() > 8 => hash_group::<16>(group, out),
-            _ => out.extend(group.iter().map(|chunk| fingerprint(chunk))),
+        let lanes = PLATFORM.simd_degree();
+        let together = match length {
+            // Measured: below eight chunks the lanes are no fuller than one
+            // chunk's own leaves fill them, and a rest of one to three runs
+            // without lanes at all.
+            4096 if lanes >= 8 && alike >= 8 => alike - alike % 4,
+            8192 if lanes >= 16 && alike == GROUP => alike,
+            _ => 0,
+        };
+        let (group, tail) = rest.split_at(together.max(1));
+        match (together, length) {
+            (0, _) => out.push(fingerprint(first)),
+            (_, 4096) => hash_group::<4>(group, out),
+            _ => hash_group::<8>(group, out),
         }
         rest = tail;
     }
@@ -119,7 +127,7 @@ fn hash_group<const LEAVES: usize>(group: &[&[u8]], out: &mut Vec<Fingerprint>) 
         PLATFORM.hash_many(
             &empty[..count],
             &IV,
-            leaf as u64, // leaf < 16
+            leaf as u64, // leaf < 8
             IncrementCounter::No,
             0,
             CHUNK_START,
@@ -141,7 +149,7 @@ fn hash_group<const LEAVES: usize>(group: &[&[u8]], out: &mut Vec<Fingerprint>) 
         let flags = if width == 2 { PARENT | ROOT } else { PARENT };
         let nodes = count * width / 2;
         let (pairs, _) = values[..nodes * 2 * CV].as_chunks::<{ 2 * CV }>();
-        // Up to 128 nodes: in calls of GROUP, to keep the list on the stack.
+        // Up to 64 nodes: in calls of GROUP, to keep the list on the stack.
         for (index, pairs) in pairs.chunks(GROUP).enumerate() {
             let mut inputs: [&[u8; 2 * CV]; GROUP] = [&[0; 2 * CV]; GROUP];
             for (input, pair) in inputs.iter_mut().zip(pairs) {

@@ -57,7 +57,10 @@ impl SegmentDirectory for TestDirectory {
 /// Incompressible bytes that follow from the seed.
 pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut out = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut out);
     out
 }
 
@@ -86,15 +89,28 @@ impl TestPool {
             stripe_unit_bytes: UNIT,
             members: paths.clone(),
             force: false,
-            sizes: Sizes { segment_data_bytes_target: SEGMENT, journal_bytes: Some(64 << 10) },
+            sizes: Sizes {
+                segment_data_bytes_target: SEGMENT,
+                journal_bytes: Some(64 << 10),
+            },
         };
         let witness = MemoryWitness::with_seed(1);
         let backend = world.backend();
-        Array::create(backend.clone(), &spec, b"", Box::new(witness.clone())).unwrap().close();
-        let options = OpenOptions { lock_patience: Duration::ZERO, ..OpenOptions::default() };
+        Array::create(backend.clone(), &spec, b"", Box::new(witness.clone()))
+            .unwrap()
+            .close();
+        let options = OpenOptions {
+            lock_patience: Duration::ZERO,
+            ..OpenOptions::default()
+        };
         let array = Array::open(backend, &paths, Box::new(witness), &options).unwrap();
         array.commit(b"", false).unwrap();
-        Self { world, array: Arc::new(array), paths, directory: Arc::default() }
+        Self {
+            world,
+            array: Arc::new(array),
+            paths,
+            directory: Arc::default(),
+        }
     }
 
     /// Packs the chunks into a segment with its summary at the end, and makes
@@ -130,11 +146,20 @@ impl TestPool {
                     checksum: crc32c::crc32c(&stored),
                 },
                 logical: u32::try_from(chunk.len()).unwrap(),
-                owner: Owner { tree: 1, index, level: 0 },
+                owner: Owner {
+                    tree: 1,
+                    index,
+                    level: 0,
+                },
             });
             position += length;
         }
-        let summary = Summary { pool: self.array.uuid(), segment, generation, records };
+        let summary = Summary {
+            pool: self.array.uuid(),
+            segment,
+            generation,
+            records,
+        };
         let blocks = blocks_for(chunks.len());
         let offset = data.len() - blocks * SUMMARY_BLOCK_BYTES;
         assert!(position as usize <= offset, "too many chunks for a segment");
@@ -169,13 +194,16 @@ impl TestPool {
     pub(crate) fn find(&self, bytes: &[u8]) -> Vec<(PathBuf, u64)> {
         let mut found = Vec::new();
         for path in &self.paths {
-            let image = self.world.peek(path, SLOTS_OFFSET, (DEVICE_BYTES - SLOTS_OFFSET) as usize);
-            let places = (SLOTS_OFFSET..).zip(image.windows(bytes.len()));
-            found.extend(
-                places
-                    .filter(|(_, window)| window[..8] == bytes[..8] && *window == bytes)
-                    .map(|(offset, _)| (path.clone(), offset)),
-            );
+            let image = self
+                .world
+                .peek(path, SLOTS_OFFSET, (DEVICE_BYTES - SLOTS_OFFSET) as usize);
+            let word = |bytes: &[u8]| u64::from_ne_bytes(bytes[..8].try_into().unwrap());
+            let first = word(bytes);
+            for at in 0..=image.len() - bytes.len() {
+                if word(&image[at..at + 8]) == first && image[at..].starts_with(bytes) {
+                    found.push((path.clone(), SLOTS_OFFSET + at as u64));
+                }
+            }
         }
         found
     }
@@ -188,6 +216,9 @@ impl TestPool {
 
     /// Read operations of all members so far.
     pub(crate) fn reads(&self) -> u64 {
-        self.paths.iter().map(|path| self.world.counters(path).reads).sum()
+        self.paths
+            .iter()
+            .map(|path| self.world.counters(path).reads)
+            .sum()
     }
 }

@@ -14,7 +14,11 @@ use crate::{
 const MEMORY: usize = 4 << 20;
 
 fn options(pool: &TestPool, dir: Option<PathBuf>) -> IndexOptions {
-    IndexOptions { dir, pool: pool.array.uuid(), memory_bytes: MEMORY }
+    IndexOptions {
+        dir,
+        pool: pool.array.uuid(),
+        memory_bytes: MEMORY,
+    }
 }
 
 fn open(pool: &TestPool, dir: Option<PathBuf>) -> FingerprintIndex {
@@ -23,7 +27,13 @@ fn open(pool: &TestPool, dir: Option<PathBuf>) -> FingerprintIndex {
 
 fn chunks(seed: u64, count: u64) -> Vec<Vec<u8>> {
     (seed..seed + count)
-        .map(|n| if n.is_multiple_of(3) { text(n, 4096) } else { noise(n, 4096) })
+        .map(|n| {
+            if n.is_multiple_of(3) {
+                text(n, 4096)
+            } else {
+                noise(n, 4096)
+            }
+        })
         .collect()
 }
 
@@ -48,7 +58,11 @@ fn settle(index: &FingerprintIndex) {
 
 fn rebuild(index: &FingerprintIndex, pool: &TestPool) {
     let facts = pool.directory.facts.lock().clone();
-    index.rebuild_begin(&mut facts.iter().map(|(segment, facts)| (*segment, facts.generation)));
+    index.rebuild_begin(
+        &mut facts
+            .iter()
+            .map(|(segment, facts)| (*segment, facts.generation)),
+    );
     while index.rebuild_step(pool.directory.as_ref()) {}
     settle(index);
 }
@@ -63,7 +77,11 @@ fn sealed_chunks_are_found_with_their_entries() {
     assert_eq!(hits(&index, &pool, &prints), 0);
     index.segment_sealed(Arc::clone(&summary));
     for (hit, record) in probe(&index, &pool, &prints).iter().zip(&summary.records) {
-        let expected = Hit { entry: record.entry, generation: Generation(5), logical: 4096 };
+        let expected = Hit {
+            entry: record.entry,
+            generation: Generation(5),
+            logical: 4096,
+        };
         assert_eq!(*hit, Some(expected));
     }
 }
@@ -74,7 +92,11 @@ fn answers_already_there_are_left_alone() {
     let index = open(&pool, None);
     let chunks = chunks(0, 2);
     index.segment_sealed(pool.write_segment(1, 5, &chunks, true));
-    let other = Hit { entry: Entry::HOLE, generation: Generation(77), logical: 1 };
+    let other = Hit {
+        entry: Entry::HOLE,
+        generation: Generation(77),
+        logical: 1,
+    };
     let mut found = [Some(other), None];
     index.probe(&prints(&chunks), pool.directory.as_ref(), &mut found);
     assert_eq!(found[0], Some(other));
@@ -114,12 +136,16 @@ fn frozen_freed_and_reused_segments_are_never_hit() {
         pool.directory.change(segment, |facts| facts.frozen = true);
         assert_eq!(hits(&index, &pool, &prints), 0, "frozen (R20)");
         pool.directory.change(segment, |facts| facts.frozen = false);
-        pool.directory.change(segment, |facts| facts.generation = Generation(6));
+        pool.directory
+            .change(segment, |facts| facts.generation = Generation(6));
         assert_eq!(hits(&index, &pool, &prints), 0, "reused (R9)");
         // Same low 32 bits: the summary's generation still tells.
-        pool.directory.change(segment, |facts| facts.generation = Generation((1 << 32) + 5));
+        pool.directory.change(segment, |facts| {
+            facts.generation = Generation((1 << 32) + 5)
+        });
         assert_eq!(hits(&index, &pool, &prints), 0, "reused, 2^32 later");
-        pool.directory.change(segment, |facts| facts.generation = Generation(5));
+        pool.directory
+            .change(segment, |facts| facts.generation = Generation(5));
         assert_eq!(hits(&index, &pool, &prints), 20);
         pool.directory.free(segment);
         assert_eq!(hits(&index, &pool, &prints), 0, "freed");
@@ -133,16 +159,22 @@ fn fresh_chunks_are_hit_while_live_and_not_frozen() {
     let chunks = chunks(0, 3);
     let summary = pool.write_segment(1, 5, &chunks, true);
     let prints = prints(&chunks);
-    let hit = Hit { entry: summary.records[0].entry, generation: Generation(5), logical: 4096 };
+    let hit = Hit {
+        entry: summary.records[0].entry,
+        generation: Generation(5),
+        logical: 4096,
+    };
     let directory = pool.directory.as_ref();
     assert_eq!(index.fresh_get(&prints[0], directory), None);
     index.fresh_insert(prints[0], hit);
     assert_eq!(index.fresh_get(&prints[0], directory), Some(hit));
     assert_eq!(probe(&index, &pool, &prints), [Some(hit), None, None]);
-    pool.directory.change(SegmentId(1), |facts| facts.frozen = true);
+    pool.directory
+        .change(SegmentId(1), |facts| facts.frozen = true);
     assert_eq!(index.fresh_get(&prints[0], directory), None);
     assert_eq!(probe(&index, &pool, &prints)[0], None);
-    pool.directory.change(SegmentId(1), |facts| facts.frozen = false);
+    pool.directory
+        .change(SegmentId(1), |facts| facts.frozen = false);
     index.segment_freed(SegmentId(1), Generation(5));
     assert_eq!(index.fresh_get(&prints[0], directory), None);
     assert_eq!(index.fresh.len(), 0);
@@ -155,7 +187,11 @@ fn fresh_entries_leave_when_their_segment_is_in_the_database() {
     let chunks = chunks(0, 30);
     let summary = pool.write_segment(1, 5, &chunks, true);
     for record in &summary.records {
-        let hit = Hit { entry: record.entry, generation: Generation(5), logical: 4096 };
+        let hit = Hit {
+            entry: record.entry,
+            generation: Generation(5),
+            logical: 4096,
+        };
         index.fresh_insert(record.fingerprint.unwrap(), hit);
     }
     index.segment_sealed(summary);
@@ -175,7 +211,11 @@ fn a_queue_that_is_full_drops_and_the_segment_is_read_in_later() {
     index.segment_sealed(pool.write_segment(1, 5, &one, true));
     let summary = pool.write_segment(2, 6, &two, true);
     for record in &summary.records {
-        let hit = Hit { entry: record.entry, generation: Generation(6), logical: 4096 };
+        let hit = Hit {
+            entry: record.entry,
+            generation: Generation(6),
+            logical: 4096,
+        };
         index.fresh_insert(record.fingerprint.unwrap(), hit);
     }
     index.segment_sealed(summary);
@@ -196,7 +236,11 @@ fn the_filter_spares_the_database_once_it_is_complete() {
     assert!(!index.filter.may_contain(1));
     index.segment_sealed(pool.write_segment(1, 5, &chunks(0, 10), true));
     settle(&index);
-    assert!(prints(&chunks(0, 10)).iter().all(|print| index.filter.may_contain(print.prefix())));
+    assert!(
+        prints(&chunks(0, 10))
+            .iter()
+            .all(|print| index.filter.may_contain(print.prefix()))
+    );
 }
 
 #[test]
@@ -293,8 +337,14 @@ mod on_disk {
         let dir = tempfile::tempdir().unwrap();
         let pool = TestPool::new(Level::Single, 1);
         filled(&pool, dir.path());
-        let stranger = IndexOptions { pool: Uuid::from_u128(9), ..options(&pool, None) };
-        let stranger = IndexOptions { dir: Some(dir.path().to_path_buf()), ..stranger };
+        let stranger = IndexOptions {
+            pool: Uuid::from_u128(9),
+            ..options(&pool, None)
+        };
+        let stranger = IndexOptions {
+            dir: Some(dir.path().to_path_buf()),
+            ..stranger
+        };
         let index = FingerprintIndex::open(stranger, Arc::clone(&pool.array)).unwrap();
         assert_eq!(index.entries(), 0);
     }
@@ -304,8 +354,10 @@ mod on_disk {
         let pool = TestPool::new(Level::Single, 1);
         let origin = tempfile::tempdir().unwrap();
         let prints = filled(&pool, origin.path());
-        let names: Vec<_> =
-            std::fs::read_dir(origin.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(origin.path())
+            .unwrap()
+            .map(|f| f.unwrap().file_name())
+            .collect();
         assert!(names.len() > 4);
         for name in names {
             for action in ["remove", "empty", "flip", "garbage", "directory"] {
@@ -396,7 +448,14 @@ mod on_disk {
         let entries: Vec<(u64, store::Location)> = (0..100)
             .map(|n| {
                 let segment = SegmentId(u32::try_from(n % 2).unwrap());
-                (n, store::Location { segment, record: 0, generation_low: 5 })
+                (
+                    n,
+                    store::Location {
+                        segment,
+                        record: 0,
+                        generation_low: 5,
+                    },
+                )
             })
             .collect();
         coverage.insert(Generation(5));
@@ -404,7 +463,10 @@ mod on_disk {
         liveness.freed(SegmentId(1), Generation(5));
         store.compact();
         let mut left = Vec::new();
-        assert_eq!(store.scan(0, 1000, &mut |key| left.push(key)).unwrap(), None);
+        assert_eq!(
+            store.scan(0, 1000, &mut |key| left.push(key)).unwrap(),
+            None
+        );
         assert_eq!(left, (0..100).step_by(2).collect::<Vec<u64>>());
         drop(store);
         let (_, kept) = RocksStore::open(dir.path(), id, 1 << 20, &liveness).unwrap();
@@ -434,8 +496,10 @@ mod on_disk {
             entries.dedup_by_key(|(key, _)| *key);
             rocks.ingest(&entries, &stamp).unwrap();
             twin.ingest(&entries, &stamp).unwrap();
-            let mut keys: Vec<u64> =
-                entries.iter().flat_map(|(key, _)| [*key, key.wrapping_add(1)]).collect();
+            let mut keys: Vec<u64> = entries
+                .iter()
+                .flat_map(|(key, _)| [*key, key.wrapping_add(1)])
+                .collect();
             keys.sort_unstable();
             keys.dedup();
             let (mut one, mut two) = (vec![None; keys.len()], vec![None; keys.len()]);
@@ -573,7 +637,11 @@ fn one_writer_is_elected_when_the_same_chunks_arrive_at_once() {
                     let mut appended = append.lock();
                     if index.fresh_get(&print, pool.directory.as_ref()).is_none() {
                         let generation = Generation(5);
-                        let hit = Hit { entry: record.entry, generation, logical: 4096 };
+                        let hit = Hit {
+                            entry: record.entry,
+                            generation,
+                            logical: 4096,
+                        };
                         index.fresh_insert(print, hit);
                         *appended += 1;
                     }
@@ -601,20 +669,31 @@ fn memory_stays_within_the_budget() {
         };
         let summary = crate::segment::summary::tests::summary_of(id, 1500, u64::from(n));
         for record in &summary.records {
-            let hit = Hit { entry: record.entry, generation: id.generation, logical: 4096 };
+            let hit = Hit {
+                entry: record.entry,
+                generation: id.generation,
+                logical: 4096,
+            };
             if let Some(print) = record.fingerprint {
                 index.fresh_insert(print, hit);
             }
         }
         index.segment_sealed(Arc::new(summary));
         index.step();
-        assert!(index.memory_bytes() <= MEMORY, "{} at {n}", index.memory_bytes());
+        assert!(
+            index.memory_bytes() <= MEMORY,
+            "{} at {n}",
+            index.memory_bytes()
+        );
     }
 }
 
 #[test]
 fn too_little_memory_is_refused() {
     let pool = TestPool::new(Level::Single, 1);
-    let options = IndexOptions { memory_bytes: 1000, ..options(&pool, None) };
+    let options = IndexOptions {
+        memory_bytes: 1000,
+        ..options(&pool, None)
+    };
     assert!(FingerprintIndex::open(options, Arc::clone(&pool.array)).is_err());
 }

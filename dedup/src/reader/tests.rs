@@ -25,11 +25,7 @@ fn reader(pool: &TestPool, cache: usize) -> ChunkReader {
     reader_with(pool, cache, Arc::new(NothingUnwritten))
 }
 
-fn reader_with(
-    pool: &TestPool,
-    cache: usize,
-    unwritten: Arc<dyn UnwrittenSource>,
-) -> ChunkReader {
+fn reader_with(pool: &TestPool, cache: usize, unwritten: Arc<dyn UnwrittenSource>) -> ChunkReader {
     let options = ReaderOptions {
         pool: pool.array.uuid(),
         chunk_cache_bytes: cache,
@@ -46,17 +42,20 @@ fn mixed(seed: u64) -> Vec<Vec<u8>> {
     (0..14u64)
         .map(|n| {
             let length = sizes[usize::try_from(n).unwrap() % sizes.len()];
-            if n.is_multiple_of(2) { text(seed + n, length) } else { noise(seed + n, length) }
+            if n.is_multiple_of(2) {
+                text(seed + n, length)
+            } else {
+                noise(seed + n, length)
+            }
         })
         .collect()
 }
 
-fn read_all(
-    reader: &ChunkReader,
-    entries: &[(Entry, u32)],
-) -> Vec<Result<Vec<u8>, ReadError>> {
-    let mut targets: Vec<Vec<u8>> =
-        entries.iter().map(|(_, logical)| vec![0xee; *logical as usize]).collect();
+fn read_all(reader: &ChunkReader, entries: &[(Entry, u32)]) -> Vec<Result<Vec<u8>, ReadError>> {
+    let mut targets: Vec<Vec<u8>> = entries
+        .iter()
+        .map(|(_, logical)| vec![0xee; *logical as usize])
+        .collect();
     let mut reads: Vec<ChunkRead<'_>> = entries
         .iter()
         .zip(&mut targets)
@@ -64,11 +63,19 @@ fn read_all(
         .collect();
     reader.read(&mut reads);
     let outcomes: Vec<_> = reads.into_iter().map(|read| read.outcome).collect();
-    outcomes.into_iter().zip(targets).map(|(outcome, target)| outcome.map(|()| target)).collect()
+    outcomes
+        .into_iter()
+        .zip(targets)
+        .map(|(outcome, target)| outcome.map(|()| target))
+        .collect()
 }
 
 fn entries(summary: &Summary) -> Vec<(Entry, u32)> {
-    summary.records.iter().map(|record| (record.entry, record.logical)).collect()
+    summary
+        .records
+        .iter()
+        .map(|record| (record.entry, record.logical))
+        .collect()
 }
 
 #[test]
@@ -159,7 +166,11 @@ fn neighbours_are_read_with_one_operation_and_cached_ones_with_none() {
     assert_eq!(pool.reads() - before, 1);
     read_all(&reader, &entries);
     assert_eq!(pool.reads() - before, 1);
-    let ReaderCounters { cache_hits, cache_misses, .. } = reader.counters();
+    let ReaderCounters {
+        cache_hits,
+        cache_misses,
+        ..
+    } = reader.counters();
     assert_eq!((cache_hits, cache_misses), (8, 8));
 }
 
@@ -184,7 +195,8 @@ fn pointers_to_other_generations_are_stale() {
         matches!(read_all(reader, &entries)[0], Err(ReadError::Stale { .. }))
     };
     assert!(!stale(&reader), "and cached from here on");
-    pool.directory.change(SegmentId(1), |facts| facts.generation = Generation(6));
+    pool.directory
+        .change(SegmentId(1), |facts| facts.generation = Generation(6));
     assert!(stale(&reader));
     pool.directory.free(SegmentId(1));
     assert!(stale(&reader));
@@ -192,7 +204,10 @@ fn pointers_to_other_generations_are_stale() {
     let other = noise(2, 4096);
     pool.write_segment(1, 5 + 256, std::slice::from_ref(&other), true);
     let found = read_all(&reader, &entries);
-    assert!(matches!(found[0], Err(ReadError::Damaged { .. })), "{found:?}");
+    assert!(
+        matches!(found[0], Err(ReadError::Damaged { .. })),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -207,13 +222,36 @@ fn malformed_pointers_and_ranges_are_refused() {
         matches!(reads[0].outcome, Err(ReadError::Invalid { .. }))
     };
     assert!(!refused(entry, 4096, 0, 4096));
-    assert!(refused(entry, 8192, 0, 4096), "raw chunks are as long as they are stored");
+    assert!(
+        refused(entry, 8192, 0, 4096),
+        "raw chunks are as long as they are stored"
+    );
     assert!(refused(entry, 4096, 1, 4096));
     assert!(refused(entry, 4096, u32::MAX, 4096));
-    assert!(refused(Entry { position: POSITION_LIMIT - 4095, ..entry }, 4096, 0, 4096));
-    let lz4 = Entry { kind: EntryKind::Lz4, stored: 4097, ..entry };
+    assert!(refused(
+        Entry {
+            position: POSITION_LIMIT - 4095,
+            ..entry
+        },
+        4096,
+        0,
+        4096
+    ));
+    let lz4 = Entry {
+        kind: EntryKind::Lz4,
+        stored: 4097,
+        ..entry
+    };
     assert!(refused(lz4, 4096, 0, 4096));
-    assert!(refused(Entry { stored: 128 << 10, ..entry }, 128 << 10, 0, 4096));
+    assert!(refused(
+        Entry {
+            stored: 128 << 10,
+            ..entry
+        },
+        128 << 10,
+        0,
+        4096
+    ));
 }
 
 #[test]
@@ -248,7 +286,10 @@ fn one_rotten_member_is_outvoted_and_mended() {
             }
             let counters = reader.counters();
             if redundant {
-                assert!(counters.mismatches >= 1, "{level:?} {record:?} {counters:?}");
+                assert!(
+                    counters.mismatches >= 1,
+                    "{level:?} {record:?} {counters:?}"
+                );
                 assert_eq!(counters.mended, counters.mismatches);
                 let again = self::reader(&pool, 0);
                 for _ in 0..2 {
@@ -284,14 +325,21 @@ fn two_half_rotten_copies_of_a_packed_block_mend_each_other() {
     let chunks = vec![text(1, 4096), text(2, 4096)];
     let summary = pool.write_segment(1, 5, &chunks, true);
     let [one, two] = [summary.records[0].entry, summary.records[1].entry];
-    assert_eq!(one.position / 4096, two.position / 4096, "packed in one block");
+    assert_eq!(
+        one.position / 4096,
+        two.position / 4096,
+        "packed in one block"
+    );
     for (entry, member) in [(one, 0), (two, 1)] {
         let places = pool.find(&stored_bytes(&pool, &entry));
         pool.rot(&places[member].0, places[member].1);
     }
     let reader = reader(&pool, 0);
     for _ in 0..4 {
-        for (found, chunk) in read_all(&reader, &entries(&summary)).into_iter().zip(&chunks) {
+        for (found, chunk) in read_all(&reader, &entries(&summary))
+            .into_iter()
+            .zip(&chunks)
+        {
             assert!(found.unwrap() == *chunk);
         }
     }
@@ -314,13 +362,22 @@ fn rot_beyond_the_redundancy_is_an_error_for_that_chunk_only() {
         for (member, path) in pool.paths.iter().enumerate() {
             // Different errors: equal ones would cancel out in the parity.
             let mask = [0x10, 0x21, 0x42, 0x84][member];
-            pool.world.inject(path, Fault::BitRot { offset: offset + 99, mask });
+            pool.world.inject(
+                path,
+                Fault::BitRot {
+                    offset: offset + 99,
+                    mask,
+                },
+            );
         }
         let reader = reader(&pool, 1 << 20);
         for _ in 0..2 {
             let found = read_all(&reader, &entries(&summary));
-            assert!(matches!(found[5], Err(ReadError::Damaged { position, .. })
-                if position == summary.records[5].entry.position), "{level:?}");
+            assert!(
+                matches!(found[5], Err(ReadError::Damaged { position, .. })
+                if position == summary.records[5].entry.position),
+                "{level:?}"
+            );
             for (number, (found, chunk)) in found.iter().zip(&chunks).enumerate() {
                 // Other members' data at that offset rotted as well.
                 if let Ok(found) = found {
@@ -339,7 +396,13 @@ fn an_unreadable_sector_does_not_take_its_neighbours_along() {
     let chunks: Vec<_> = (0..6).map(|n| noise(n, 4096)).collect();
     let summary = pool.write_segment(1, 5, &chunks, true);
     let (path, offset) = pool.find(&chunks[2]).remove(0);
-    pool.world.inject(path, Fault::ReadErrors { offset, length: 4096 });
+    pool.world.inject(
+        path,
+        Fault::ReadErrors {
+            offset,
+            length: 4096,
+        },
+    );
     let found = read_all(&reader(&pool, 0), &entries(&summary));
     for (number, (found, chunk)) in found.iter().zip(&chunks).enumerate() {
         match found {
@@ -382,7 +445,10 @@ fn arbitration_also_asks_the_hash() {
     let reader = reader(&pool, 0);
     let want = Want {
         index: 0,
-        entry: Entry { checksum: collision, ..good },
+        entry: Entry {
+            checksum: collision,
+            ..good
+        },
         generation: Generation(5),
         placement: placement(SegmentId(1)),
     };
@@ -419,7 +485,10 @@ fn unwritten_bytes_come_from_memory_and_are_verified_too() {
     let memory = Arc::new(Memory(Mutex::new(held)));
     let reader = reader_with(&pool, 0, memory.clone());
     let before = pool.reads();
-    for (found, chunk) in read_all(&reader, &entries(&summary)).into_iter().zip(&chunks) {
+    for (found, chunk) in read_all(&reader, &entries(&summary))
+        .into_iter()
+        .zip(&chunks)
+    {
         assert!(found.unwrap() == *chunk);
     }
     let mut part = [0; 10];
@@ -445,7 +514,10 @@ fn pages_are_read_verified_and_cached() {
     let pages: Vec<Entry> = summary
         .records
         .iter()
-        .map(|record| Entry { kind: EntryKind::Page, ..record.entry })
+        .map(|record| Entry {
+            kind: EntryKind::Page,
+            ..record.entry
+        })
         .collect();
     let reader = reader(&pool, 1 << 20);
     let before = pool.reads();
@@ -455,9 +527,15 @@ fn pages_are_read_verified_and_cached() {
         }
         assert!(pool.reads() - before <= 1, "round {round}");
     }
-    let bad = Entry { checksum: pages[0].checksum ^ 1, ..pages[0] };
+    let bad = Entry {
+        checksum: pages[0].checksum ^ 1,
+        ..pages[0]
+    };
     let raw = summary.records[0].entry;
-    let stale = Entry { generation: 9, ..pages[1] };
+    let stale = Entry {
+        generation: 9,
+        ..pages[1]
+    };
     let found = reader.read_page(&[bad, raw, stale, pages[3]]);
     assert!(matches!(found[0], Err(ReadError::Damaged { .. })));
     assert!(matches!(found[1], Err(ReadError::Invalid { .. })));
@@ -472,7 +550,10 @@ fn pages_are_read_verified_and_cached() {
     };
     let fresh = self::reader(&pool, 0);
     assert!(fresh.read_placed(&[placed])[0].as_ref().unwrap()[..] == chunks[2][..]);
-    assert!(matches!(fresh.read_page(&pages)[0], Err(ReadError::Stale { .. })));
+    assert!(matches!(
+        fresh.read_page(&pages)[0],
+        Err(ReadError::Stale { .. })
+    ));
 }
 
 #[test]
@@ -487,9 +568,16 @@ fn a_batch_larger_than_the_buffers_is_read_in_pieces() {
         buffer_bytes: 64 << 10,
     };
     let directory: Arc<dyn SegmentDirectory> = pool.directory.clone();
-    let reader =
-        ChunkReader::new(Arc::clone(&pool.array), directory, Arc::new(NothingUnwritten), options);
-    for (found, chunk) in read_all(&reader, &entries(&summary)).into_iter().zip(&chunks) {
+    let reader = ChunkReader::new(
+        Arc::clone(&pool.array),
+        directory,
+        Arc::new(NothingUnwritten),
+        options,
+    );
+    for (found, chunk) in read_all(&reader, &entries(&summary))
+        .into_iter()
+        .zip(&chunks)
+    {
         assert!(found.unwrap() == *chunk);
     }
     assert_eq!(reader.buffers.lent_bytes(), 0);
