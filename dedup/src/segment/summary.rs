@@ -578,7 +578,10 @@ pub(crate) mod tests {
 
     #[test]
     fn the_golden_image_of_version_1_stays_readable_and_is_still_what_is_written() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/format/summary-v1.bin");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/testdata/format/summary-v1.bin"
+        );
         let summary = summary_of(id(0x0102_0304_0506_0708), 51, 11);
         let golden = std::fs::read(path).unwrap();
         assert_eq!(decode_blocks(&golden, &summary.id()), Ok(summary.clone()));
