@@ -158,6 +158,30 @@ fn r1_opening_after_a_crash_can_itself_be_cut() {
 }
 
 #[test]
+fn r1_mending_a_copy_never_risks_the_other() {
+    for (level, width) in [(Level::Single, 1), (Level::Raid1, 2)] {
+        for damaged in [0, 1] {
+            let (mut pool, array) = Pool::create(level, width, 26);
+            array.commit(b"two", false).unwrap();
+            let slot = array.sequence() % 2 * 8192;
+            let offset = [slot, DEVICE_BYTES - 16384 + slot][damaged];
+            array.close();
+            for path in &pool.paths {
+                pool.world.poke(path, offset + 500, b"rot");
+            }
+            let open = |pool: &Pool| pool.open().is_ok();
+            cut_everywhere(&mut pool, open, |pool, _, when| {
+                let context = format!("{level} of {width}, copy {damaged}, {when}");
+                let array = pool
+                    .open()
+                    .unwrap_or_else(|error| panic!("{context}: {error}"));
+                assert_eq!(array.engine_record(), b"two", "{context}");
+            });
+        }
+    }
+}
+
+#[test]
 fn r2_an_acknowledged_degraded_write_is_never_undone_by_the_member_it_skipped() {
     for (level, width) in [
         (Level::Raid1, 2),

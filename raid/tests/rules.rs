@@ -129,6 +129,8 @@ fn r1_a_read_only_open_writes_nothing_at_all() {
     let array = pool.open_with(&pool.paths, &read_only()).unwrap();
     vanish(&pool, 2);
     model.check(&array, "read-only, losing a member");
+    assert_eq!(array.status().state, ArrayState::Degraded);
+    assert_eq!(array.status().stopped, None, "nobody tried to write");
     assert_eq!(not_online(&array), [2]);
     assert_eq!((pool.writes(), pool.witness.record()), (before, witness));
 }
