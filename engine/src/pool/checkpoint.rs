@@ -250,10 +250,11 @@ impl Engine {
         let mut stats = MergeStats::default();
         let catalogue =
             map::merge_records(&old.catalogue, &catalogue_changes, &pages, &mut sink, &mut stats)?;
-        if let Some(summary) = self.state.lock().appender.partial_summary(Stream::Map)
-            && kind == CheckpointKind::Clean
-        {
-            self.write_partial_summary(&mut sink, &summary, &mut segments)?;
+        if kind == CheckpointKind::Clean {
+            let summary = self.state.lock().appender.partial_summary(Stream::Map);
+            if let Some(summary) = summary {
+                self.write_partial_summary(&mut sink, &summary, &mut segments)?;
+            }
         }
         segments.extend(encoded(&self.table.take_dirty_of(Stream::Map)));
         let table =
