@@ -19,4 +19,4 @@
 pub mod protocol;
 mod server;
 
-pub use server::{Drained, ListenError, Server, ServerOptions, Stats, StatsSnapshot};
+pub use server::{Drained, ListenError, Server, ServerOptions, StatsSnapshot};

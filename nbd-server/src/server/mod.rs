@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tessera_engine::disk::DiskCatalog;
 
 pub use error::ListenError;
-pub use stats::{Stats, StatsSnapshot};
+pub use stats::StatsSnapshot;
 
 use listener::Listener;
 use shared::Shared;

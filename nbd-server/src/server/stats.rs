@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters; each only grows, except `connections_open`.
 #[derive(Debug, Default)]
-pub struct Stats {
+pub(crate) struct Stats {
     pub(crate) connections_accepted: AtomicU64,
     pub(crate) connections_refused: AtomicU64,
     pub(crate) connections_open: AtomicU64,
@@ -50,7 +50,7 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 
 impl Stats {
     /// Reads all counters, each by itself.
-    pub fn snapshot(&self) -> StatsSnapshot {
+    pub(crate) fn snapshot(&self) -> StatsSnapshot {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StatsSnapshot {
             connections_accepted: get(&self.connections_accepted),
