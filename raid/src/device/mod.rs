@@ -7,6 +7,8 @@
 mod buffer;
 mod file;
 pub mod sim;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod uring;
 

@@ -67,6 +67,11 @@ impl UringBackend {
         self.verdict_interval = interval;
         self
     }
+
+    #[cfg(test)]
+    pub(super) fn add(&self, file: OpenFile) -> DeviceHandle {
+        self.devices.add(file)
+    }
 }
 
 impl Backend for UringBackend {
