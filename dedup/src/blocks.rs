@@ -7,6 +7,10 @@ use tessera_raid::{Array, Placement, RaidError, SegmentRead, device::AlignedBuf}
 pub(crate) trait Blocks: Send + Sync {
     fn read(&self, reads: &mut [SegmentRead]);
 
+    /// Bytes that lie together on one member; a read within them is one
+    /// operation.
+    fn unit_bytes(&self) -> u32;
+
     /// The bytes accepted, if any reading was.
     fn alternatives(
         &self,
@@ -27,6 +31,10 @@ pub(crate) trait Blocks: Send + Sync {
 impl Blocks for Array {
     fn read(&self, reads: &mut [SegmentRead]) {
         Array::read(self, reads);
+    }
+
+    fn unit_bytes(&self) -> u32 {
+        self.current_layout().stripe_unit_bytes
     }
 
     fn alternatives(

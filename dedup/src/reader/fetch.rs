@@ -6,7 +6,7 @@ use tessera_raid::{RaidError, SegmentRead, device::AlignedBuf};
 
 use super::{
     ChunkReader, ReadError,
-    plan::{Run, Want, blocks_of, plan},
+    plan::{Run, Want, blocks_of, cut_at_units, plan},
 };
 use crate::{
     Entry, Fingerprint, decompress, fingerprint,
@@ -21,7 +21,8 @@ pub(super) type Deliver<'a> = dyn FnMut(&Want, usize, Result<&[u8], ReadError>) 
 impl ChunkReader {
     /// Reads and verifies all; delivers each exactly once, in any order.
     pub(super) fn fetch(&self, wants: &mut [Want], deliver: &mut Deliver<'_>) {
-        let runs = plan(wants);
+        let unit = self.array.unit_bytes();
+        let runs = cut_at_units(&plan(wants), wants, unit);
         let mut rest = runs.as_slice();
         while !rest.is_empty() {
             // A bounded piece, all of its buffers in one call (R23).
@@ -60,7 +61,7 @@ impl ChunkReader {
                 let stored = &read.buffer[within(&want.entry, run.start)];
                 match &read.outcome {
                     Ok(()) if verifies(&want.entry, stored) => {
-                        deliver(want, run.bytes(), Ok(stored));
+                        deliver(want, run.joined, Ok(stored));
                     }
                     Ok(()) => suspects.push((want, None)),
                     Err(error) => suspects.push((want, Some(error.clone()))),

@@ -31,6 +31,8 @@ pub(super) struct Run {
     /// Of the sorted chunks: first and end.
     pub(super) first: usize,
     pub(super) last: usize,
+    /// Length of the range it was cut from, bytes.
+    pub(super) joined: usize,
 }
 
 impl Run {
@@ -70,10 +72,34 @@ pub(super) fn plan(wants: &mut [Want]) -> Vec<Run> {
                 end,
                 first: index,
                 last: index + 1,
+                joined: 0,
             }),
         }
     }
     runs
+}
+
+/// Cuts runs where a stripe unit ends and no chunk lies across: each part is
+/// one operation on one member, read straight into its buffer, and its chunks
+/// can be checked one buffer after the other.
+pub(super) fn cut_at_units(runs: &[Run], wants: &[Want], unit: u32) -> Vec<Run> {
+    let mut parts: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        let joined = run.bytes();
+        let mut part = Run { end: run.start, last: run.first, joined, ..*run };
+        for (index, want) in wants[run.first..run.last].iter().enumerate() {
+            let (start, end) = blocks_of(&want.entry);
+            let begins_a_unit = start / unit > part.start / unit;
+            if begins_a_unit && start >= part.end && part.last > part.first {
+                parts.push(part);
+                part = Run { start, first: part.last, ..part };
+            }
+            part.end = part.end.max(end);
+            part.last = run.first + index + 1;
+        }
+        parts.push(part);
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -107,13 +133,15 @@ mod tests {
         fn every_chunk_is_in_its_run_and_runs_do_not_touch(
             chunks in prop::collection::vec(
                 (0u32..3, 0u32..3_000_000, 1u32..70_000), 0..60),
+            unit in 0u32..20,
         ) {
             let mut wants: Vec<Want> = chunks
                 .iter()
                 .enumerate()
                 .map(|(index, (segment, position, stored))| want(index, *segment, *position, *stored))
                 .collect();
-            let runs = plan(&mut wants);
+            let whole = plan(&mut wants);
+            let runs = if unit == 0 { whole } else { cut_at_units(&whole, &wants, unit * BLOCK) };
             let mut covered = 0;
             for run in &runs {
                 prop_assert_eq!(run.first, covered);

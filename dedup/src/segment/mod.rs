@@ -4,6 +4,8 @@ mod appender;
 mod stripe;
 pub mod summary;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::sync::Arc;

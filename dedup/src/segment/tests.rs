@@ -1,0 +1,129 @@
+//! The appender and the writer together, on simulated devices.
+
+use std::sync::Arc;
+
+use tessera_raid::{
+    LayoutId, Level, SegmentRead,
+    device::{AlignedBuf, BLOCK_BYTES},
+};
+
+use super::*;
+use crate::{
+    EntryKind,
+    summary::Owner,
+    testkit::{TestPool, noise},
+};
+
+struct Pipe {
+    pool: TestPool,
+    appender: Appender,
+    writer: Arc<StripeWriter>,
+    spare: Vec<AlignedBuf>,
+    table: Arc<SegmentTable>,
+}
+
+impl Pipe {
+    fn new() -> Self {
+        let pool = TestPool::new(Level::Raid5, 3);
+        let table = Arc::new(SegmentTable::new(pool.array.slot_count(), LayoutId(0)));
+        let (appender, writer, _) = pipeline(&pool.array, &table, Generations::new(1, 1000));
+        Self {
+            pool,
+            appender,
+            writer,
+            spare: Vec::new(),
+            table,
+        }
+    }
+
+    /// Appends 4 KiB of noise and tells where they went.
+    fn append(&mut self, seed: u64) -> Appended {
+        let stripe_bytes = self.pool.array.stripe_data_bytes() as usize;
+        while self.spare.len() < 2 {
+            self.spare.push(AlignedBuf::zeroed(stripe_bytes));
+        }
+        let bytes = noise(seed, 4096);
+        let chunk = NewChunk {
+            kind: EntryKind::Raw,
+            bytes: &bytes,
+            checksum: crc32c::crc32c(&bytes),
+            logical_bytes: 4096,
+            fingerprint: None,
+            owner: Owner {
+                tree: 1,
+                index: seed,
+                level: 0,
+            },
+        };
+        self.appender
+            .append(Stream::Data, &chunk, &mut self.spare, 0)
+            .unwrap()
+    }
+
+    fn settle(&self) {
+        self.writer
+            .sync_up_to(self.appender.last_ticket())
+            .unwrap();
+    }
+
+    /// What the members hold at a place.
+    fn read(&self, appended: &Appended) -> Vec<u8> {
+        let record = self.table.record(appended.entry.segment).unwrap();
+        let mut reads = [SegmentRead {
+            placement: record.placement(),
+            offset: appended.entry.position,
+            buffer: AlignedBuf::zeroed(BLOCK_BYTES),
+            outcome: Ok(()),
+        }];
+        self.pool.array.read(&mut reads);
+        let [read] = reads;
+        read.outcome.unwrap();
+        read.buffer.to_vec()
+    }
+}
+
+/// R14: a closed stripe is never rewritten, not even for the summary that
+/// would have shared it.
+#[test]
+fn closing_any_stripe_keeps_its_chunks_whatever_follows() {
+    let segment_bytes = u64::from(Pipe::new().pool.array.segment_data_bytes());
+    // One chunk more each time, so every stripe of a segment, its last one
+    // included, is closed early once, and later chunks push the summary out.
+    for chunks in 1..segment_bytes / 4096 {
+        let mut pipe = Pipe::new();
+        let first: Vec<Appended> = (0..chunks).map(|seed| pipe.append(seed)).collect();
+        pipe.appender.close_stripe(Stream::Data);
+        let later: Vec<Appended> = (chunks..chunks + 3).map(|seed| pipe.append(seed)).collect();
+        pipe.appender.seal(Stream::Data);
+        pipe.settle();
+        for (seed, appended) in (0..).zip(first.iter().chain(&later)) {
+            assert!(
+                pipe.read(appended) == noise(seed, 4096),
+                "chunk {seed} after closing at {chunks}"
+            );
+        }
+    }
+}
+
+/// A clean stop may leave a segment full of stripes whose records are lost:
+/// it is sealed and another one goes on.
+#[test]
+fn a_resumed_segment_without_records_is_left_when_it_is_full() {
+    let mut pipe = Pipe::new();
+    let first = pipe.append(0);
+    pipe.appender.close_stripe(Stream::Data);
+    pipe.settle();
+    let id = first.entry.segment;
+    let mut record = pipe.table.record(id).unwrap();
+    let stripe_bytes = pipe.pool.array.stripe_data_bytes();
+    record.closed_bytes = pipe.pool.array.segment_data_bytes() - stripe_bytes;
+    pipe.appender.resume(Stream::Data, id, record, Vec::new());
+    let later: Vec<Appended> = (1..20).map(|seed| pipe.append(seed)).collect();
+    pipe.appender.reserve_run(Stream::Data, 4).unwrap();
+    pipe.appender.seal(Stream::Data);
+    pipe.settle();
+    assert!(later.iter().any(|appended| appended.entry.segment != id));
+    for (seed, appended) in (1..).zip(&later) {
+        assert!(pipe.read(appended) == noise(seed, 4096), "chunk {seed}");
+    }
+}
