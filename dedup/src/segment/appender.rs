@@ -364,10 +364,24 @@ impl Appender {
     }
 
     /// Closes the open stripe, padded with zeroes, and puts it into the queue.
+    ///
+    /// Where the summary would share that stripe, the segment is sealed: a
+    /// closed stripe is never extended or rewritten (R14), so the summary
+    /// could not be added later.
     pub fn close_stripe(&mut self, stream: Stream) {
-        let Some(open) = self.open[stream.index()].as_mut() else {
+        let Some(open) = self.open[stream.index()].as_ref() else {
             return;
         };
+        let summary_stripe = self.summary_start(open.records.len()) / self.geometry.stripe_bytes;
+        if open
+            .stripe
+            .as_ref()
+            .is_some_and(|stripe| stripe.index >= summary_stripe)
+        {
+            self.seal(stream);
+            return;
+        }
+        let open = self.open[stream.index()].as_mut().expect("checked above");
         if let Some(stripe) = open.stripe.take() {
             let stripe_bytes = self.geometry.stripe_bytes;
             let end = (stripe.index + 1) * stripe_bytes;

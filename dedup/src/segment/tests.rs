@@ -61,9 +61,7 @@ impl Pipe {
     }
 
     fn settle(&self) {
-        self.writer
-            .sync_up_to(self.appender.last_ticket())
-            .unwrap();
+        self.writer.sync_up_to(self.appender.last_ticket()).unwrap();
     }
 
     /// What the members hold at a place.
@@ -105,25 +103,27 @@ fn closing_any_stripe_keeps_its_chunks_whatever_follows() {
     }
 }
 
-/// A clean stop may leave a segment full of stripes whose records are lost:
-/// it is sealed and another one goes on.
+/// A clean stop closes a stripe although little is in it, and the records of a
+/// map segment may be lost with it. Stop after stop, the segment still ends
+/// with a summary in a stripe that was not closed before.
 #[test]
-fn a_resumed_segment_without_records_is_left_when_it_is_full() {
+fn a_segment_resumed_without_records_ends_like_any_other() {
     let mut pipe = Pipe::new();
-    let first = pipe.append(0);
-    pipe.appender.close_stripe(Stream::Data);
+    let stripes = pipe.pool.array.segment_data_bytes() / pipe.pool.array.stripe_data_bytes();
+    let mut all = Vec::new();
+    for seed in 0..u64::from(3 * stripes) {
+        let appended = pipe.append(seed);
+        pipe.appender.close_stripe(Stream::Data);
+        let id = appended.entry.segment;
+        let record = pipe.table.record(id).unwrap();
+        if record.state == SegmentState::Open {
+            pipe.appender.resume(Stream::Data, id, record, Vec::new());
+            pipe.appender.reserve_run(Stream::Data, 1).unwrap();
+        }
+        all.push(appended);
+    }
     pipe.settle();
-    let id = first.entry.segment;
-    let mut record = pipe.table.record(id).unwrap();
-    let stripe_bytes = pipe.pool.array.stripe_data_bytes();
-    record.closed_bytes = pipe.pool.array.segment_data_bytes() - stripe_bytes;
-    pipe.appender.resume(Stream::Data, id, record, Vec::new());
-    let later: Vec<Appended> = (1..20).map(|seed| pipe.append(seed)).collect();
-    pipe.appender.reserve_run(Stream::Data, 4).unwrap();
-    pipe.appender.seal(Stream::Data);
-    pipe.settle();
-    assert!(later.iter().any(|appended| appended.entry.segment != id));
-    for (seed, appended) in (1..).zip(&later) {
+    for (seed, appended) in (0..).zip(&all) {
         assert!(pipe.read(appended) == noise(seed, 4096), "chunk {seed}");
     }
 }
