@@ -52,15 +52,18 @@ impl Engine {
         loop {
             self.check_usable()?;
             let mut commit = self.commit.lock();
-            // An estimate that only grows until the cut; a cut that turns out
-            // larger is caught below.
-            let payload = commit.carried.len() + self.pending_upper_bound();
             // The rest is for the batch of the checkpoint that trims (R22).
             let reserve = usize::try_from(commit.ring.capacity_bytes() / 4).unwrap_or(usize::MAX);
+            // One hold of the append lock for the measure and the cut: the cut
+            // is never larger than what there was room for.
+            let mut state = self.state.lock();
+            let payload = commit.carried.len() + self.payload_bound(&mut state);
             if commit.ring.has_room_for(payload + reserve) {
-                let cut = self.cut(&mut commit, &mut self.state.lock());
+                let cut = self.cut(&mut commit, &mut state);
+                drop(state);
                 return self.complete(&mut commit, cut);
             }
+            drop(state);
             drop(commit);
             // Trims the journal: a checkpoint holds what its batches say.
             self.checkpoint_now(super::CheckpointKind::Normal)?;
@@ -192,10 +195,13 @@ impl Engine {
         }
     }
 
-    /// At most this many bytes of payload a cut can yield right now, with room
-    /// for what arrives until then.
-    fn pending_upper_bound(&self) -> usize {
-        let pending = self.state.lock().pending.len();
-        2 * pending + 2 * self.geometry.stripe_bytes as usize + (256 << 10)
+    /// At most this many bytes of payload a cut yields in this state: its
+    /// records, and the bytes of the open stripe with their record's header.
+    fn payload_bound(&self, state: &mut AppendState) -> usize {
+        Self::journal_segment_events(state);
+        state.pending.len() + self.geometry.stripe_bytes as usize + BYTES_HEADER_MAX
     }
 }
+
+/// More than a record of bytes takes besides them.
+const BYTES_HEADER_MAX: usize = 64;

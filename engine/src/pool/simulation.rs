@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use tessera_dedup::segment::SegmentState;
 use tessera_raid::Array;
 
 use super::{
@@ -79,6 +80,14 @@ impl Simulated {
         self.engine.checkpoint_now(CheckpointKind::Normal)
     }
 
+    /// One turn of maintenance; `idle` says that nothing more is coming.
+    ///
+    /// # Errors
+    /// The pool's failure, or no space.
+    pub fn maintenance_step(&self, idle: bool) -> Result<(), EngineError> {
+        self.engine.maintenance_step(idle)
+    }
+
     /// A reclaim pass. True when it freed something.
     ///
     /// # Errors
@@ -113,12 +122,38 @@ impl Simulated {
         self.engine.resize_volume(name, size, force)
     }
 
+    /// See [`super::Pool::rename_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
+        self.engine.rename_volume(old, new)
+    }
+
     /// See [`super::Pool::delete_volume`].
     ///
     /// # Errors
     /// As there.
     pub fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
         self.engine.delete_volume(name)
+    }
+
+    /// The names of all volumes, sorted; takes no checkpoint for it.
+    pub fn names(&self) -> Vec<String> {
+        PoolCatalog(Arc::clone(&self.engine)).names()
+    }
+
+    /// Every segment that is not free: its number, its generation, and whether
+    /// it is still being filled.
+    pub fn segments(&self) -> Vec<(u32, u64, bool)> {
+        let live = self.engine.table.live().into_iter();
+        live.map(|(id, record)| (id.0, record.generation.0, record.state == SegmentState::Open))
+            .collect()
+    }
+
+    /// Why the pool has stopped accepting writes, if it has.
+    pub fn failure(&self) -> Option<String> {
+        self.engine.failure.lock().clone()
     }
 
     /// See [`super::Pool::status`].

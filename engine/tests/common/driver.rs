@@ -1,0 +1,507 @@
+//! Does random things to a simulated pool and to the model of it.
+
+use std::path::PathBuf;
+
+use tessera_engine::{
+    EngineError, ErrorKind,
+    disk::{DiskError, ExtentKind, Operation, Request},
+    pool::simulation::Simulated,
+};
+use tessera_raid::{Level, device::sim::Fault};
+
+use super::{
+    Rng,
+    model::{Model, Step, read_all, write_steps, zero_steps},
+    noise,
+    world::{Scale, World, losses, volume},
+};
+
+const VOLUMES_MAX: usize = 4;
+/// Operations of a recovery are fewer; a cut beyond its end does not happen.
+const RECOVERY_OPERATIONS: u64 = 120;
+
+pub struct Run {
+    pub world: World,
+    pub model: Model,
+    pub counts: Counts,
+    pool: Option<Simulated>,
+    rng: Rng,
+    seed: u64,
+    /// The members that may be lost or rot, all at once.
+    doomed: Vec<PathBuf>,
+    vanished: Vec<bool>,
+    /// A request met "no space": discards may have skipped their odd ends.
+    was_full: bool,
+    volumes_made: u64,
+    log: Vec<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counts {
+    pub operations: u64,
+    pub crashes: u64,
+    pub cut_recoveries: u64,
+    pub no_space: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.crashes += other.crashes;
+        self.cut_recoveries += other.cut_recoveries;
+        self.no_space += other.no_space;
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the last operations before the failure:");
+            for line in self.log.iter().rev().take(60).rev() {
+                eprintln!("    {line}");
+            }
+            eprintln!(
+                "--- replay: TESSERA_LEVEL={} TESSERA_SEED={} cargo test --release \
+                 -p tessera-engine --test model -- --nocapture random",
+                self.world.level.name(),
+                self.seed
+            );
+        }
+    }
+}
+
+impl Run {
+    pub fn new(level: Level, width: usize, seed: u64) -> Self {
+        let world = World::create(level, width, Scale::TINY, seed);
+        let mut rng = Rng::new(seed);
+        let mut doomed = world.paths.clone();
+        while doomed.len() > losses(level) {
+            let at = rng.below(doomed.len() as u64) as usize;
+            doomed.remove(at);
+        }
+        let pool = Some(world.open().unwrap());
+        Self {
+            world,
+            model: Model::default(),
+            counts: Counts::default(),
+            pool,
+            rng,
+            seed,
+            vanished: vec![false; doomed.len()],
+            doomed,
+            was_full: false,
+            volumes_made: 0,
+            log: Vec::new(),
+        }
+    }
+
+    fn pool(&self) -> &Simulated {
+        self.pool.as_ref().expect("open between operations")
+    }
+
+    fn note(&mut self, text: String) {
+        self.log.push(format!("[{}] {text}", self.world.sim.operations()));
+    }
+
+    /// Random operations, then a check of everything after a last crash.
+    pub fn run(&mut self, operations: u64) {
+        for _ in 0..operations {
+            self.counts.operations += 1;
+            self.any();
+            if !self.world.sim.has_power() {
+                self.reopen_after_crash();
+            }
+        }
+        self.world.sim.power_cut(self.seed);
+        self.reopen_after_crash();
+        self.close_and_reopen();
+    }
+
+    fn any(&mut self) {
+        match self.rng.below(100) {
+            0..24 => self.write_chunks(1),
+            24..32 => {
+                let chunks = 2 + self.rng.below(30);
+                self.write_chunks(chunks);
+            }
+            32..42 => self.write_bytes(),
+            42..47 => self.zero(false),
+            47..52 => self.zero(true),
+            52..58 => self.read(),
+            58..70 => self.flush(),
+            70..73 => self.durably("timer", |pool| pool.timer_step()),
+            73..75 => self.quietly("writer", |pool| pool.writer_step().map(|_| ())),
+            75..77 => self.quietly("index", |pool| {
+                pool.index_step();
+                Ok(())
+            }),
+            77..80 => self.durably("checkpoint", |pool| pool.checkpoint()),
+            80..82 => self.quietly("reclaim", |pool| pool.reclaim().map(|_| ())),
+            82..84 => self.quietly("maintain", |pool| pool.maintenance_step(true)),
+            84..89 => self.manage(),
+            89..92 => self.lose_or_find(),
+            92..93 => self.rot(),
+            93..94 => self.kill(),
+            94..95 => self.close_and_reopen(),
+            95..97 => {
+                let operations = 1 + self.rng.below(80);
+                self.note(format!("power will be cut after {operations}"));
+                self.world.sim.cut_after(operations);
+            }
+            _ => self.extents(),
+        }
+    }
+
+    fn some_volume(&mut self) -> Option<(String, u64)> {
+        let count = self.model.now.len() as u64;
+        if count == 0 {
+            self.create();
+            return None;
+        }
+        let at = self.rng.below(count) as usize;
+        let (name, data) = self.model.now.iter().nth(at).unwrap();
+        Some((name.clone(), data.len() as u64))
+    }
+
+    fn contents(&mut self, length: usize) -> Vec<u8> {
+        let mut data = Vec::with_capacity(length + 4096);
+        while data.len() < length {
+            match self.rng.below(8) {
+                0 => data.extend_from_slice(&[0; 4096]),
+                1..3 => {
+                    let mut chunk = noise(self.rng.next(), 64 + self.rng.below(1500) as usize);
+                    chunk.resize(4096, 7);
+                    data.extend(chunk);
+                }
+                3..5 => data.extend(noise(self.rng.below(12), 4096)),
+                _ => data.extend(noise(self.rng.next(), 4096)),
+            }
+        }
+        data.truncate(length);
+        data
+    }
+
+    fn write_chunks(&mut self, chunks: u64) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let whole = size / 4096;
+        if whole == 0 {
+            return;
+        }
+        let chunks = chunks.min(whole);
+        let offset = self.rng.below(whole - chunks + 1) * 4096;
+        let data = self.contents(chunks as usize * 4096);
+        self.write(&name, offset, data);
+    }
+
+    fn write_bytes(&mut self) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let length = 1 + self.rng.below(size.min(14_000));
+        let offset = self.rng.below(size - length + 1);
+        let data = self.contents(length as usize);
+        self.write(&name, offset, data);
+    }
+
+    fn write(&mut self, name: &str, offset: u64, data: Vec<u8>) {
+        self.note(format!("write {name} {offset}+{}", data.len()));
+        let steps = write_steps(name, offset, &data);
+        self.request(name, Operation::Write { offset, data: &data }, steps);
+    }
+
+    fn zero(&mut self, discard: bool) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let mut length = 1 + self.rng.below(size.min(100_000));
+        let mut offset = self.rng.below(size - length + 1);
+        if self.rng.chance(2) {
+            offset = offset / 4096 * 4096;
+            length = (length.div_ceil(4096) * 4096).min(size - offset);
+        }
+        self.note(format!("zero {name} {offset}+{length}, discard {discard}"));
+        let steps = zero_steps(&name, offset, length, size);
+        let keep_allocated = self.rng.chance(2);
+        let operation = if discard {
+            Operation::Discard { offset, length }
+        } else {
+            Operation::WriteZeroes { offset, length, keep_allocated }
+        };
+        self.request(&name, operation, steps);
+    }
+
+    fn request(&mut self, name: &str, operation: Operation<'_>, steps: Vec<Step>) {
+        let discard = matches!(operation, Operation::Discard { .. });
+        let disk = self.pool().disk(name).unwrap();
+        let mut batch = [Request::new(operation)];
+        disk.execute(&mut batch);
+        let result = batch[0].result.clone();
+        drop(disk);
+        match result {
+            Ok(()) if discard && self.was_full => self.resolve(steps),
+            Ok(()) => self.model.begin(steps),
+            Err(_) if !self.world.sim.has_power() => self.model.begin(steps),
+            Err(DiskError::NoSpace) => {
+                self.met_no_space();
+                self.resolve(steps);
+            }
+            Err(error) => panic!("a request failed: {error}; {:?}", self.pool().failure()),
+        }
+    }
+
+    /// Finds out which pieces of a request that met "no space" took effect.
+    fn resolve(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            let (name, offset, expected) = match &step {
+                Step::Put { name, offset, bytes } => (name, *offset, bytes.clone()),
+                Step::Zero { name, offset, length } => (name, *offset, vec![0; *length as usize]),
+                other => unreachable!("not a request: {other:?}"),
+            };
+            let mut found = vec![0; expected.len()];
+            let disk = self.pool().disk(name).unwrap();
+            let mut batch = [Request::new(Operation::Read { offset, buffer: &mut found })];
+            disk.execute(&mut batch);
+            if batch[0].result.is_err() && !self.world.sim.has_power() {
+                // Not known: the model allows for it, or for not.
+                self.model.begin(vec![step]);
+                return;
+            }
+            assert_eq!(batch[0].result, Ok(()));
+            let old = &self.model.now[name][offset as usize..][..found.len()];
+            if found == expected {
+                self.model.begin(vec![step]);
+            } else {
+                assert!(found == old, "a failed request left something else behind");
+            }
+        }
+    }
+
+    fn met_no_space(&mut self) {
+        self.was_full = true;
+        self.counts.no_space += 1;
+        self.note("no space".to_owned());
+        assert_eq!(self.pool().failure(), None, "a full pool must not stop");
+    }
+
+    fn read(&mut self) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let length = 1 + self.rng.below(size.min(70_000));
+        let offset = self.rng.below(size - length + 1);
+        self.note(format!("read {name} {offset}+{length}"));
+        let mut buffer = vec![0xee; length as usize];
+        let disk = self.pool().disk(&name).unwrap();
+        let mut batch = [Request::new(Operation::Read { offset, buffer: &mut buffer })];
+        disk.execute(&mut batch);
+        let result = batch[0].result.clone();
+        if self.world.sim.has_power() {
+            assert_eq!(result, Ok(()), "a read failed");
+        }
+        if result.is_ok() {
+            let expected = &self.model.now[&name][offset as usize..][..length as usize];
+            assert!(buffer == expected, "read {name} {offset}+{length} returned other bytes");
+        }
+    }
+
+    fn extents(&mut self) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let disk = self.pool().disk(&name).unwrap();
+        match disk.extents(0, size, usize::MAX) {
+            Ok(extents) => {
+                let mut at = 0;
+                for extent in extents {
+                    let range = at as usize..(at + extent.length) as usize;
+                    let data = &self.model.now[&name][range];
+                    let zero = extent.kind != ExtentKind::Data;
+                    assert!(!zero || data.iter().all(|byte| *byte == 0), "{name} has data at {at}");
+                    at += extent.length;
+                }
+                assert_eq!(at, size, "the extents cover the volume");
+            }
+            Err(error) => assert!(!self.world.sim.has_power(), "extents failed: {error}"),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.note("flush".to_owned());
+        match self.pool().flush() {
+            Ok(()) => self.model.all_durable(),
+            Err(_) if !self.world.sim.has_power() => {}
+            Err(error) => panic!("a flush failed: {error}; {:?}", self.pool().failure()),
+        }
+    }
+
+    fn durably(&mut self, what: &str, act: impl FnOnce(&Simulated) -> Result<(), EngineError>) {
+        self.note(what.to_owned());
+        let result = act(self.pool());
+        if self.management(what, result) {
+            self.model.all_durable();
+        }
+    }
+
+    fn quietly(&mut self, what: &str, act: impl FnOnce(&Simulated) -> Result<(), EngineError>) {
+        self.note(what.to_owned());
+        let result = act(self.pool());
+        self.management(what, result);
+    }
+
+    /// True when it was done; only a lack of power or space may prevent it.
+    fn management(&mut self, what: &str, result: Result<(), EngineError>) -> bool {
+        match result {
+            Ok(()) => return true,
+            Err(_) if !self.world.sim.has_power() => {}
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.met_no_space();
+            }
+            Err(error) => panic!("{what} failed: {error}: {error:?}"),
+        }
+        false
+    }
+
+    fn create(&mut self) {
+        let name = format!("v{}", self.volumes_made);
+        self.volumes_made += 1;
+        let size = (1 + self.rng.below(500)) * 512;
+        self.note(format!("create {name} of {size}"));
+        let mut spec = volume(&name, size);
+        if self.rng.chance(4) {
+            spec.dedup = tessera_engine::api::DedupMode::Off;
+        }
+        let result = self.pool().create_volume(&spec).map(|_| ());
+        self.changed_catalogue("create", result, vec![Step::Create { name, size }]);
+    }
+
+    fn changed_catalogue(
+        &mut self,
+        what: &str,
+        result: Result<(), EngineError>,
+        steps: Vec<Step>,
+    ) {
+        let no_power = !self.world.sim.has_power();
+        if self.management(what, result) {
+            self.model.begin(steps);
+            self.model.all_durable();
+        } else if no_power {
+            self.model.begin(steps);
+        }
+    }
+
+    fn manage(&mut self) {
+        let Some((name, size)) = self.some_volume() else { return };
+        let count = self.model.now.len();
+        match self.rng.below(8) {
+            0..3 if count < VOLUMES_MAX => self.create(),
+            3 if count > 1 => {
+                self.note(format!("delete {name}"));
+                let result = self.pool().delete_volume(&name);
+                self.changed_catalogue("delete", result, vec![Step::Delete { name }]);
+            }
+            4 => {
+                let new = format!("v{}", self.volumes_made);
+                self.volumes_made += 1;
+                self.note(format!("rename {name} to {new}"));
+                let result = self.pool().rename_volume(&name, &new).map(|_| ());
+                self.changed_catalogue("rename", result, vec![Step::Rename { old: name, new }]);
+            }
+            _ => {
+                let to = (1 + self.rng.below(500)) * 512;
+                self.note(format!("resize {name} from {size} to {to}"));
+                let mut steps = Vec::new();
+                if to < size {
+                    steps = zero_steps(&name, to, size - to, size);
+                }
+                steps.push(Step::Resize { name: name.clone(), size: to });
+                let result = self.pool().resize_volume(&name, to, true).map(|_| ());
+                self.changed_catalogue("resize", result, steps);
+            }
+        }
+    }
+
+    /// A doomed member goes away, or comes back as it was.
+    fn lose_or_find(&mut self) {
+        if self.doomed.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.doomed.len() as u64) as usize;
+        let path = self.doomed[at].clone();
+        self.note(format!("{} vanished before: {}", path.display(), self.vanished[at]));
+        if self.vanished[at] {
+            self.world.sim.heal(&path);
+        } else {
+            self.world.sim.inject(&path, Fault::Vanish);
+        }
+        self.vanished[at] = !self.vanished[at];
+    }
+
+    /// Something on a doomed member rots, superblocks excepted.
+    fn rot(&mut self) {
+        if self.doomed.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.doomed.len() as u64) as usize;
+        let path = self.doomed[at].clone();
+        let size = self.world.device_bytes - (32 << 10);
+        let offset = (16 << 10) + self.rng.below(size);
+        self.note(format!("{} rots at {offset}", path.display()));
+        self.world.sim.inject(&path, Fault::BitRot { offset, mask: 0x10 });
+    }
+
+    fn kill(&mut self) {
+        self.note("kill".to_owned());
+        self.world.sim.kill_process();
+        self.reopen_after_crash();
+    }
+
+    fn close_and_reopen(&mut self) {
+        self.note("close".to_owned());
+        match self.pool().close() {
+            Ok(()) => self.model.all_durable(),
+            Err(_) if !self.world.sim.has_power() => {}
+            Err(error) if error.kind() == ErrorKind::NoSpace => self.counts.no_space += 1,
+            Err(error) => panic!("cannot close: {error}: {error:?}"),
+        }
+        self.reopen_after_crash();
+    }
+
+    /// Opens again, perhaps after more power cuts, and checks the promise.
+    fn reopen_after_crash(&mut self) {
+        self.counts.crashes += 1;
+        self.pool = None;
+        self.world.sim.cut_after(0);
+        self.world.sim.power_on();
+        let mut expected = None;
+        if self.rng.chance(4) {
+            self.note("open read-only".to_owned());
+            let writes = self.world.writes();
+            let pool = self.world.open_read_only().unwrap_or_else(|e| panic!("{e}: {e:?}"));
+            let found = read_all(&pool, &pool.names(), "read-only");
+            drop(pool);
+            assert_eq!(self.world.writes(), writes, "a read-only open writes nothing (R1)");
+            if self.model.prefix_of(&found).is_none() {
+                panic!("read-only: {}", self.model.explain(&found));
+            }
+            expected = Some(found);
+        }
+        loop {
+            if self.rng.chance(3) {
+                let operations = 1 + self.rng.below(RECOVERY_OPERATIONS);
+                self.note(format!("open; power will be cut after {operations}"));
+                self.world.sim.cut_after(operations);
+            } else {
+                self.note("open".to_owned());
+            }
+            match self.world.open() {
+                Ok(pool) => {
+                    self.world.sim.cut_after(0);
+                    self.pool = Some(pool);
+                    break;
+                }
+                Err(_) if !self.world.sim.has_power() => {
+                    self.counts.cut_recoveries += 1;
+                    self.world.sim.power_on();
+                }
+                Err(error) => panic!("cannot open: {error}: {error:?}"),
+            }
+        }
+        let found = read_all(self.pool(), &self.pool().names(), "after recovery");
+        if let Some(expected) = expected {
+            assert!(found == expected, "a read-only open shows what recovery makes durable");
+        }
+        self.model.recovered(found, "after recovery");
+    }
+}

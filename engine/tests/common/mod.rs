@@ -1,0 +1,52 @@
+//! Simulated pools of tiny sizes, and a model of what they must hold.
+//!
+//! [`world`] makes devices, [`model`] knows what volumes may contain after a
+//! crash, [`driver`] does the same things to both.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+pub mod driver;
+pub mod model;
+pub mod world;
+
+/// SplitMix64: everything random in a run follows from its seed.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Less than `bound`, which is not 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+/// Bytes that are different everywhere and follow from the seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut rng = Rng::new(seed ^ 0x5eed);
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        bytes.extend_from_slice(&rng.next().to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// A number from the environment, to soak or to replay.
+pub fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}

@@ -1,0 +1,207 @@
+//! What volumes may hold after a crash (design section 7).
+//!
+//! The recovered state is a prefix of one global order over all volumes that
+//! contains every flushed write. The driver has one thread, so the order is
+//! that of its requests; a request that falls into several atomic pieces is
+//! several [`Step`]s. `base` is durable; every prefix of `steps` is allowed.
+
+use std::collections::BTreeMap;
+
+use tessera_engine::{
+    disk::{Operation, Request},
+    pool::simulation::Simulated,
+};
+
+/// One atomic change.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Create { name: String, size: u64 },
+    Delete { name: String },
+    Rename { old: String, new: String },
+    Resize { name: String, size: u64 },
+    Put { name: String, offset: u64, bytes: Vec<u8> },
+    Zero { name: String, offset: u64, length: u64 },
+}
+
+/// The contents of every volume.
+pub type State = BTreeMap<String, Vec<u8>>;
+
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// Survives every crash.
+    pub base: State,
+    /// Acknowledged or in flight since.
+    pub steps: Vec<Step>,
+    /// `base` and all `steps`: what reads must return.
+    pub now: State,
+}
+
+pub fn apply(state: &mut State, step: &Step) {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap();
+    match step {
+        Step::Create { name, size: bytes } => {
+            assert!(state.insert(name.clone(), vec![0; size(*bytes)]).is_none());
+        }
+        Step::Delete { name } => {
+            state.remove(name).unwrap();
+        }
+        Step::Rename { old, new } => {
+            let contents = state.remove(old).unwrap();
+            assert!(state.insert(new.clone(), contents).is_none());
+        }
+        Step::Resize { name, size: bytes } => {
+            state.get_mut(name).unwrap().resize(size(*bytes), 0);
+        }
+        Step::Put { name, offset, bytes } => {
+            let at = size(*offset);
+            state.get_mut(name).unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        Step::Zero { name, offset, length } => {
+            let at = size(*offset);
+            state.get_mut(name).unwrap()[at..at + size(*length)].fill(0);
+        }
+    }
+}
+
+const CHUNK: u64 = 4096;
+
+/// The steps of a write: an unaligned head, whole chunks, an unaligned tail.
+pub fn write_steps(name: &str, offset: u64, data: &[u8]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let (mut at, mut rest) = (offset, data);
+    while !rest.is_empty() {
+        let within = at % CHUNK;
+        let length = if within == 0 && rest.len() as u64 >= CHUNK {
+            (rest.len() - rest.len() % CHUNK as usize).min(1 << 20)
+        } else {
+            rest.len().min((CHUNK - within) as usize)
+        };
+        let (piece, after) = rest.split_at(length);
+        steps.push(Step::Put { name: name.to_owned(), offset: at, bytes: piece.to_vec() });
+        at += length as u64;
+        rest = after;
+    }
+    steps
+}
+
+/// The steps of zeroing: whole chunks, then head and tail.
+pub fn zero_steps(name: &str, offset: u64, length: u64, size: u64) -> Vec<Step> {
+    let end = offset + length;
+    let last_end = if end == size { end.next_multiple_of(CHUNK) } else { end };
+    let (first, beyond) = (offset.next_multiple_of(CHUNK), last_end / CHUNK * CHUNK);
+    let mut steps = Vec::new();
+    let mut push = |from: u64, to: u64| {
+        if from < to {
+            steps.push(Step::Zero { name: name.to_owned(), offset: from, length: to - from });
+        }
+    };
+    push(first, beyond.min(end));
+    push(offset, first.min(end));
+    if beyond >= first {
+        push(beyond, end);
+    }
+    steps
+}
+
+impl Model {
+    /// Something was asked for; it may or may not happen.
+    pub fn begin(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            apply(&mut self.now, &step);
+            self.steps.push(step);
+        }
+    }
+
+    /// Everything so far is durable.
+    pub fn all_durable(&mut self) {
+        self.base = self.now.clone();
+        self.steps.clear();
+    }
+
+    /// The number of steps that `found` shows, if it is an allowed state.
+    pub fn prefix_of(&self, found: &State) -> Option<usize> {
+        let mut state = self.base.clone();
+        let mut last = (state == *found).then_some(0);
+        for (number, step) in self.steps.iter().enumerate() {
+            apply(&mut state, step);
+            if state == *found {
+                last = Some(number + 1);
+            }
+        }
+        last
+    }
+
+    /// After recovery: checks the promise, and goes on from what was found.
+    pub fn recovered(&mut self, found: State, context: &str) {
+        if self.prefix_of(&found).is_none() {
+            panic!("{context}: {}", self.explain(&found));
+        }
+        self.base = found.clone();
+        self.now = found;
+        self.steps.clear();
+    }
+
+    /// Where `found` differs from the state that has every step, and which
+    /// steps touched that place.
+    pub fn explain(&self, found: &State) -> String {
+        let mut text = format!(
+            "the recovered state is no prefix ({} steps since the last flush)",
+            self.steps.len()
+        );
+        let mut state = self.base.clone();
+        for number in 0..=self.steps.len() {
+            if number > 0 {
+                apply(&mut state, &self.steps[number - 1]);
+            }
+            text += &format!("\n  after {number}: {}", differences(&state, found));
+            if let Some(step) = self.steps.get(number) {
+                let name = match step {
+                    Step::Put { name, offset, bytes } => {
+                        format!("put {name} {offset}+{}", bytes.len())
+                    }
+                    other => format!("{other:?}"),
+                };
+                text += &format!("; next: {name}");
+            }
+        }
+        text
+    }
+}
+
+fn differences(expected: &State, found: &State) -> String {
+    let names = |state: &State| {
+        state.iter().map(|(name, data)| (name.clone(), data.len())).collect::<Vec<_>>()
+    };
+    if names(expected) != names(found) {
+        return format!("volumes {:?}, found {:?}", names(expected), names(found));
+    }
+    let mut wrong = Vec::new();
+    for (name, data) in expected {
+        for (number, (one, two)) in data.chunks(4096).zip(found[name].chunks(4096)).enumerate() {
+            if one != two {
+                wrong.push(format!("{name}:{number}"));
+            }
+        }
+    }
+    let shown: Vec<_> = wrong.iter().take(8).cloned().collect();
+    format!("{} chunks differ: {shown:?}", wrong.len())
+}
+
+/// Reads every volume in full. A read that fails is a broken promise.
+pub fn read_all(pool: &Simulated, names: &[String], context: &str) -> State {
+    let mut state = State::new();
+    for name in names {
+        let disk = pool.disk(name).unwrap();
+        let mut data = vec![0xa5; usize::try_from(disk.size()).unwrap()];
+        for (number, piece) in data.chunks_mut(64 << 10).enumerate() {
+            let offset = number as u64 * (64 << 10);
+            let mut batch = [Request::new(Operation::Read { offset, buffer: piece })];
+            disk.execute(&mut batch);
+            if let Err(error) = &batch[0].result {
+                panic!("{context}: reading {name} at {offset}: {error}");
+            }
+        }
+        state.insert(name.clone(), data);
+    }
+    state
+}

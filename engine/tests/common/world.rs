@@ -1,0 +1,160 @@
+//! Devices and witness, which outlive the engines opened over them.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tessera_engine::{
+    EngineError,
+    api::{Compression, DedupMode, VolumeSpec},
+    pool::{EngineOptions, simulation::Simulated},
+};
+use tessera_raid::{
+    Array, CreateSpec, Level, MemoryWitness, OpenOptions, Sizes,
+    device::sim::{SimSnapshot, SimWorld},
+};
+
+use super::Rng;
+
+pub const UNIT: u32 = 4096;
+
+/// Every level with the width it is simulated in.
+pub const SHAPES: [(Level, usize); 6] = [
+    (Level::Single, 1),
+    (Level::Raid0, 3),
+    (Level::Raid1, 2),
+    (Level::Raid5, 3),
+    (Level::Raid6, 4),
+    (Level::Raid10, 4),
+];
+
+/// How large things are.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale {
+    pub segment_bytes: u32,
+    pub segments: u32,
+    pub journal_bytes: u64,
+}
+
+impl Scale {
+    pub const TINY: Scale =
+        Scale { segment_bytes: 64 << 10, segments: 40, journal_bytes: 256 << 10 };
+}
+
+pub struct World {
+    pub sim: SimWorld,
+    pub witness: MemoryWitness,
+    pub level: Level,
+    pub paths: Vec<PathBuf>,
+    pub scale: Scale,
+    pub device_bytes: u64,
+    options: EngineOptions,
+}
+
+/// See [`World::snapshot`].
+pub struct Snapshot(SimSnapshot, MemoryWitness);
+
+fn data_units(level: Level, width: usize) -> u32 {
+    let units = match level {
+        Level::Single | Level::Raid1 => 1,
+        Level::Raid0 => width,
+        Level::Raid5 => width - 1,
+        Level::Raid6 => width - 2,
+        Level::Raid10 => width / 2,
+    };
+    u32::try_from(units).unwrap()
+}
+
+/// How many members may be lost, any of them.
+pub fn losses(level: Level) -> usize {
+    match level {
+        Level::Single | Level::Raid0 => 0,
+        Level::Raid1 | Level::Raid5 | Level::Raid10 => 1,
+        Level::Raid6 => 2,
+    }
+}
+
+impl World {
+    /// An empty pool on new devices.
+    pub fn create(level: Level, width: usize, scale: Scale, seed: u64) -> Self {
+        let sim = SimWorld::new(seed);
+        let units = data_units(level, width);
+        let stripe = UNIT * units;
+        let segment_bytes = scale.segment_bytes.next_multiple_of(stripe);
+        let slot_bytes = u64::from(segment_bytes / units);
+        let slots_offset = (scale.journal_bytes + (16 << 10)).next_multiple_of(1 << 20);
+        let device_bytes = slots_offset + u64::from(scale.segments) * slot_bytes + (16 << 10);
+        let paths: Vec<_> = (0..width).map(|n| PathBuf::from(format!("disk{n}"))).collect();
+        for path in &paths {
+            sim.add_device(path, device_bytes);
+        }
+        let epochs = Arc::new(parking_lot::Mutex::new(Rng::new(seed ^ 0xe60c)));
+        let options = EngineOptions {
+            epochs: Arc::new(move || {
+                let mut rng = epochs.lock();
+                let mut epoch = [0; 16];
+                epoch[..8].copy_from_slice(&rng.next().to_le_bytes());
+                epoch[8..].copy_from_slice(&rng.next().to_le_bytes());
+                epoch
+            }),
+            ..EngineOptions::new(16 << 20)
+        };
+        let witness = MemoryWitness::with_seed(seed);
+        let world = Self { sim, witness, level, paths, scale, device_bytes, options };
+        let spec = CreateSpec {
+            level,
+            stripe_unit_bytes: UNIT,
+            members: world.paths.clone(),
+            force: false,
+            sizes: Sizes {
+                segment_data_bytes_target: segment_bytes,
+                journal_bytes: Some(scale.journal_bytes),
+            },
+        };
+        let record = Simulated::new_record(&world.options);
+        let witness = Box::new(world.witness.clone());
+        Array::create(world.sim.backend(), &spec, &record, witness).unwrap().close();
+        world
+    }
+
+    pub fn array(&self, read_only: bool) -> Result<Array, tessera_raid::RaidError> {
+        let options = OpenOptions {
+            read_only,
+            force: false,
+            lock_patience: Duration::ZERO,
+            stall_limit: Duration::ZERO,
+        };
+        let witness = Box::new(self.witness.clone());
+        Array::open(self.sim.backend(), &self.paths, witness, &options)
+    }
+
+    pub fn open(&self) -> Result<Simulated, EngineError> {
+        Simulated::open(self.array(false)?, &self.options)
+    }
+
+    pub fn open_read_only(&self) -> Result<Simulated, EngineError> {
+        Simulated::open(self.array(true)?, &self.options)
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.sim.snapshot(), self.witness.fork(77))
+    }
+
+    pub fn restore(&mut self, snapshot: &Snapshot) {
+        self.sim.restore(&snapshot.0);
+        self.witness = snapshot.1.fork(78);
+    }
+
+    /// Write operations of all devices so far.
+    pub fn writes(&self) -> u64 {
+        self.paths.iter().map(|path| self.sim.counters(path).writes).sum()
+    }
+}
+
+pub fn volume(name: &str, size_bytes: u64) -> VolumeSpec {
+    VolumeSpec {
+        name: name.to_owned(),
+        size_bytes,
+        chunk_bytes: 4096,
+        dedup: DedupMode::Inline,
+        compression: Compression::Lz4,
+    }
+}
