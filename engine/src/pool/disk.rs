@@ -50,6 +50,10 @@ impl Disk for VolumeDisk {
         }
     }
 
+    fn size(&self) -> u64 {
+        self.volume.state.read().size_bytes
+    }
+
     fn execute(&self, batch: &mut [Request<'_>]) {
         let size = self.volume.state.read().size_bytes;
         let mut reads = Vec::new();
@@ -253,7 +257,6 @@ impl Engine {
         let beyond = last_end / chunk;
         let convert = |error: EngineError| error.to_disk_error();
         if first < beyond {
-            let _guard = self.epochs.enter();
             self.fill_map(volume, first, beyond - first, entry).map_err(convert)?;
         }
         let head_end = end.min(first * chunk);

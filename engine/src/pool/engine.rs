@@ -26,7 +26,7 @@ use tessera_dedup::{
 use tessera_raid::{Array, device::{AlignedBuf, BufferPool}};
 
 use super::{
-    checkpoint::CheckpointState, commit::CommitState, reclaim::ReclaimState, signals::Signals,
+    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState, reclaim::ReclaimState, signals::Signals,
     volume::Volume,
 };
 use crate::{
@@ -123,6 +123,7 @@ pub(crate) struct Engine {
     pub(crate) map_buffers: BufferPool,
     pub(crate) volumes: RwLock<Volumes>,
     pub(crate) epochs: Epochs,
+    pub(crate) accounting: Mutex<Accounting>,
     pub(crate) reclaim: Mutex<ReclaimState>,
     pub(crate) checkpoint: Mutex<CheckpointState>,
     pub(crate) commit: Mutex<CommitState>,

@@ -115,18 +115,38 @@ impl Engine {
                     "Volume {name:?} has {old} bytes: making it smaller destroys data, use --force"
                 )));
             }
-            // What lies beyond the new end must read as zeroes if it grows again.
-            self.zero(&volume, size_bytes, old - size_bytes, Entry::HOLE).map_err(|error| {
-                EngineError::new(ErrorKind::Io, "The cut-off range cannot be cleared")
-                    .caused_by(error)
-            })?;
         }
-        let mut state = self.state.lock();
-        volume.state.write().size_bytes = size_bytes;
-        self.put_record(&mut state, &volume);
-        drop(state);
+        // The odd end first: should it fail, nothing has been cut off yet.
+        let chunk = u64::from(volume.chunk_bytes);
+        let odd_end = old.min(size_bytes.next_multiple_of(chunk));
+        self.clear_range(&volume, size_bytes, odd_end)?;
+        {
+            // What lies beyond the new end must read as zeroes if the volume
+            // grows again: no write may come between clearing and cutting.
+            let mut state = self.state.lock();
+            if size_bytes < old {
+                let first = size_bytes.div_ceil(chunk);
+                let count = old.div_ceil(chunk) - first;
+                if count > 0 {
+                    self.fill_locked(&mut state, &volume, first, count, Entry::HOLE)?;
+                }
+            }
+            volume.state.write().size_bytes = size_bytes;
+            self.put_record(&mut state, &volume);
+        }
+        // A write to the last chunk may have come before the cut.
+        self.clear_range(&volume, size_bytes, odd_end)?;
         self.commit_now()?;
         Ok(volume.record().info())
+    }
+
+    fn clear_range(&self, volume: &Volume, from: u64, to: u64) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
+        self.zero(volume, from, to - from, Entry::HOLE).map_err(|error| {
+            EngineError::new(ErrorKind::Io, format!("The cut-off range cannot be cleared: {error}"))
+        })
     }
 
     pub(crate) fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
@@ -205,6 +225,7 @@ impl Engine {
         let array = self.array.status();
         let failed = self.failure.lock().is_some();
         let counts = self.table.counts();
+        let usage = self.usage();
         let volumes: Vec<VolumeInfo> =
             self.volumes.read().by_id.values().map(|volume| volume.record().info()).collect();
         let logical_bytes: u64 = volumes.iter().map(|volume| volume.logical_bytes).sum();
@@ -237,10 +258,10 @@ impl Engine {
             capacity_bytes: u64::from(self.table.len()) * self.usable_segment_bytes(),
             free_bytes: self.available_bytes().unwrap_or(0),
             logical_bytes,
-            unique_bytes: counts.logical_bytes,
-            stored_bytes: counts.stored_bytes,
-            dedup_ratio: ratio(logical_bytes, counts.logical_bytes),
-            compression_ratio: ratio(counts.logical_bytes, counts.stored_bytes),
+            unique_bytes: usage.unique_bytes,
+            stored_bytes: usage.stored_bytes,
+            dedup_ratio: ratio(logical_bytes, usage.unique_bytes),
+            compression_ratio: ratio(usage.unique_bytes, usage.stored_bytes),
             io_engine: self.array.io_engine().to_owned(),
             served: false,
             volumes: volumes.len() as u64,

@@ -5,6 +5,8 @@
 //! things durable, `checkpoint` folds them into map pages, `recovery` gets them
 //! back, `reclaim` frees what is dead, `space` keeps enough in reserve.
 
+mod accounting;
+mod check;
 mod checkpoint;
 mod commit;
 mod disk;
@@ -35,6 +37,7 @@ use tessera_raid::{
     device::{Backend, ThreadBackend, UringBackend, default_backend},
 };
 
+pub use check::CheckObserver;
 pub use checkpoint::CheckpointKind;
 pub use manage::VOLUME_BYTES_MAX;
 pub use open::{EngineOptions, EpochSource};

@@ -162,6 +162,7 @@ impl Engine {
             map_buffers: BufferPool::new(budget.map_buffers),
             volumes: RwLock::new(volumes),
             epochs: Epochs::default(),
+            accounting: Mutex::default(),
             reclaim: Mutex::default(),
             checkpoint: Mutex::new(CheckpointState { roots: Arc::new(roots), record: unclean }),
             commit: Mutex::new(CommitState::new(ring)),

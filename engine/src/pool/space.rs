@@ -75,6 +75,29 @@ impl Engine {
         }
     }
 
+    /// Makes sure that the next checkpoint can hold one more fill although the
+    /// pool may be full: fills may use half the reserve. When even a checkpoint
+    /// and a reclaim pass leave no room for pages, the fill cannot be recorded.
+    pub(crate) fn make_room_for_fill(&self) -> Result<(), EngineError> {
+        let fits = || {
+            let pages = {
+                let state = self.state.lock();
+                state.active_pages + state.frozen_pages
+            };
+            let free = u64::from(self.table.counts().free);
+            let kept = self.reserve_segments().div_ceil(2);
+            pages * BLOCK_BYTES as u64 <= free.saturating_sub(kept) * self.usable_segment_bytes()
+        };
+        if fits() {
+            return Ok(());
+        }
+        self.checkpoint_now(CheckpointKind::Normal)?;
+        if fits() || self.reclaim_pass()? && fits() {
+            return Ok(());
+        }
+        Err(EngineError::new(ErrorKind::NoSpace, "The pool has no room left for map pages"))
+    }
+
     /// Bytes of unique data that can still be admitted; `None` when what has
     /// been admitted already exceeds what there is.
     pub(crate) fn available_bytes(&self) -> Option<u64> {

@@ -275,8 +275,21 @@ impl Engine {
         entry: Entry,
     ) -> Result<(), EngineError> {
         self.throttle()?;
+        self.make_room_for_fill()?;
         let mut state = self.state.lock();
         self.check_usable()?;
+        self.fill_locked(&mut state, volume, first, count, entry)
+    }
+
+    /// As [`Self::fill_map`] for a caller that holds the append lock.
+    pub(crate) fn fill_locked(
+        &self,
+        state: &mut AppendState,
+        volume: &Volume,
+        first: u64,
+        count: u64,
+        entry: Entry,
+    ) -> Result<(), EngineError> {
         let mut inner = volume.state.write();
         check_range(volume, inner.size_bytes, first, count)?;
         state.sequence += 1;
@@ -284,7 +297,7 @@ impl Engine {
         inner.active.fill(first, count, entry);
         drop(inner);
         // A fill touches at most the leaves at its two ends.
-        self.after_change(&mut state, volume, (first, count), 128, 2 * pages_for(1));
+        self.after_change(state, volume, (first, count), 128, 2 * pages_for(1));
         Ok(())
     }
 
