@@ -108,6 +108,12 @@ impl FingerprintIndex {
             let pending = Pending::new(segment, generation, records, complete);
             self.push_patiently(pending);
         }
+        // Ready means findable: what came in last must not wait for a batch to
+        // fill.
+        let last = !chosen.is_empty() && self.rebuild.lock().todo.len() == chosen.len();
+        if last {
+            self.flush();
+        }
         let mut rebuild = self.rebuild.lock();
         for _ in 0..chosen.len() {
             rebuild.todo.pop_front();

@@ -120,6 +120,19 @@ fn a_run_of_old_duplicates_costs_one_summary_read() {
 }
 
 #[test]
+fn a_rebuild_that_says_ready_can_be_found() {
+    let pool = TestPool::new(Level::Single, 1);
+    let index = open(&pool, None);
+    let chunks = chunks(0, 40);
+    pool.write_segment(1, 5, &chunks, true);
+    index.rebuild_begin(&mut [(SegmentId(1), Generation(5))].into_iter());
+    while index.state() != IndexState::Ready {
+        index.rebuild_step(pool.directory.as_ref());
+    }
+    assert_eq!(hits(&index, &pool, &prints(&chunks)), 40);
+}
+
+#[test]
 fn frozen_freed_and_reused_segments_are_never_hit() {
     let pool = TestPool::new(Level::Single, 1);
     let chunks = chunks(0, 20);
