@@ -322,6 +322,12 @@ fn sizes_for(
         Level::Raid6 => count.saturating_sub(2),
         Level::Raid10 => count / 2,
     };
+    let unit = spec.stripe_unit_bytes;
+    if !unit.is_power_of_two() || !(4 << 10..=1 << 20).contains(&unit) {
+        let message =
+            format!("A stripe unit of {unit} bytes is no power of two between 4K and 1M");
+        return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+    }
     let units = data_units(members.len() as u64).max(1);
     let stripe = u64::from(spec.stripe_unit_bytes) * units;
     if stripe > STRIPE_BYTES_MAX {
