@@ -32,10 +32,10 @@ bench: ## Compare with qemu-nbd and nbdkit under fio (BENCH="--quick" for a shor
 
 .PHONY: microbench
 microbench: ## Measure hashing, parity, index and codecs on their own
-	. scripts/env.sh && scripts/setup.sh build && cargo bench --locked --workspace --benches
+	scripts/setup.sh build && . scripts/env.sh && cargo bench --locked --workspace --benches
 
 .PHONY: vm-test
-vm-test: ## Boot a virtual machine whose disk is an export (needs scripts/vm-test.sh)
+vm-test: ## Boot a virtual machine whose disk is an export
 	scripts/vm-test.sh
 
 .PHONY: soak

@@ -3,7 +3,7 @@
 # benches/compare.py --help for what it measures and its options.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh
 scripts/setup.sh bench
+. scripts/env.sh
 [[ -x $TESSERA && -n ${TESSERA_PREBUILT:-} ]] || TESSERA=$(scripts/build.sh)
 exec /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@"

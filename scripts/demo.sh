@@ -8,8 +8,8 @@
 #   KEEP=1                 leave the work directory
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh
 scripts/setup.sh demo
+. scripts/env.sh
 [[ -x $TESSERA && -n ${TESSERA_PREBUILT:-} ]] || TESSERA=$(scripts/build.sh)
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -48,6 +48,8 @@ row() { rows+=("$1|$2"); }
 serve() {
     local log=$work/serve.log started
     started=$(now)
+    # Here, not in the new process: an earlier server's line must not count.
+    : >"$log"
     "$TESSERA" serve "$pool" >"$log" 2>>"$work/serve.err" &
     server=$!
     until grep -q '^listening on ' "$log"; do

@@ -3,8 +3,10 @@
 # denied, all in the one profile everything uses.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh
+# Set-up first: it may install ccache, and a compiler that changes between
+# two builds has RocksDB compiled again.
 scripts/setup.sh build
+. scripts/env.sh
 cargo fmt --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --workspace

@@ -5,8 +5,8 @@
 # with CI=true a missing tool is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/env.sh
 scripts/setup.sh test
+. scripts/env.sh
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --release --locked --workspace --no-fail-fast "$@"
     # Examples in the documentation, which nextest does not run.
@@ -14,3 +14,5 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     cargo test --release --locked --workspace --no-fail-fast -- "$@"
 fi
+# A filter asks for certain tests only. The binary has just been built.
+(( $# )) || TESSERA_PREBUILT=1 scripts/vm-test.sh --skip-if-missing
