@@ -107,7 +107,7 @@ impl AlignedBuf {
 
     /// Takes the buffer and leaves the empty one.
     pub fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::empty())
+        std::mem::take(self)
     }
 
     fn into_raw(self) -> (NonNull<u8>, usize) {

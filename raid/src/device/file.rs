@@ -260,13 +260,18 @@ fn open_and_lock(path: &Path, mode: OpenMode, regular_file: bool) -> io::Result<
             flags |= OFlags::EXCL;
         }
         let flags = i32::try_from(flags.bits()).expect("open flags fit a C int");
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(mode.writable)
             .custom_flags(flags)
-            .open(path)
+            .open(path)?;
+        // It was only for opening: io_uring would answer EAGAIN for it
+        // wherever an operation has to wait.
+        let opened = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, opened.difference(OFlags::NONBLOCK))?;
+        Ok(file)
     };
-    let direct = open(OFlags::DIRECT).and_then(|file| {
+    let direct = open(OFlags::DIRECT).and_then(|file: File| {
         // Some file systems take the flag and refuse the I/O.
         match file.read_at(&mut AlignedBuf::zeroed(BLOCK_BYTES), 0) {
             Err(refused) if refused.raw_os_error() == Some(libc::EINVAL) => Err(refused),

@@ -3,6 +3,10 @@
 //! A batch is submitted with one system call and waited for with the same
 //! one. Rings belong to threads, so nothing is shared and nothing is locked
 //! on the way. See [`ring`] for who owns a buffer when.
+//!
+//! A batch of one operation goes through the ring too: a plain `pread`
+//! measured no faster (46 to 55 us against 50 us for 4 KiB on a virtio disk),
+//! and nobody could leave it when the device stalls (R5).
 
 mod flight;
 mod ring;

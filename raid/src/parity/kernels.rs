@@ -11,6 +11,9 @@ mod vector;
 
 use std::sync::LazyLock;
 
+/// A factor and what it multiplies.
+pub(super) type Term<'a> = (u8, &'a [u8]);
+
 /// One implementation. All slices of a call have equal lengths.
 pub(super) struct Kernels {
     /// What users see.
@@ -22,7 +25,7 @@ pub(super) struct Kernels {
     /// P and Q of at least one data unit.
     pub(super) generate_pq: fn(data: &[&[u8]], p: &mut [u8], q: &mut [u8]),
     /// `target = sum of factor * source`; zeroes where there is no term.
-    pub(super) combine: fn(terms: &[(u8, &[u8])], target: &mut [u8]),
+    pub(super) combine: fn(terms: &[Term<'_>], target: &mut [u8]),
 }
 
 /// Every implementation that this processor runs, the fastest first.

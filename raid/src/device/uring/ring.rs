@@ -160,7 +160,11 @@ impl Ring {
 impl Inner {
     fn new() -> io::Result<Self> {
         // Completions are handled when the thread enters the kernel anyway,
-        // without interrupting it. Before Linux 6.0 the flags do not exist.
+        // without interrupting it. Deferring them further (DEFER_TASKRUN)
+        // measured no faster, and would leave the orphans of a buried ring
+        // without anyone to complete them. Files are not registered: a 4 KiB
+        // read in a batch of 32 costs 2.4 us of CPU in all, of which that
+        // could save little. Before Linux 6.0 the flags do not exist.
         let modern = IoUring::builder()
             .setup_single_issuer()
             .setup_coop_taskrun()
