@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod control;
 mod failure;
+mod logging;
 mod notify;
 mod output;
 mod signals;
@@ -16,7 +17,7 @@ mod size;
 
 use std::process::ExitCode;
 
-use crate::{args::Cli, output::Outcome};
+use crate::output::Outcome;
 
 fn main() -> ExitCode {
     let cli = match args::parse(std::env::args_os()) {
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    start_logging(&cli);
+    logging::start(cli.globals.verbose);
     match commands::run(cli) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Problems) => ExitCode::from(2),
@@ -45,28 +46,5 @@ fn finish(printed: anyhow::Result<()>) -> ExitCode {
             output::complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Warnings always, more with `-v`; `TESSERA_LOG` overrides both with a filter
-/// such as `tessera_engine=debug`.
-fn start_logging(cli: &Cli) {
-    use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-
-    let level = match cli.globals.verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = EnvFilter::try_from_env("TESSERA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let logger = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(cli.globals.verbose > 1);
-    if let Err(error) = logger.try_init() {
-        output::complain(&format!("Logging could not be started: {error}"));
     }
 }

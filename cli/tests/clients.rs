@@ -254,6 +254,7 @@ fn fio_verifies_its_own_writes() {
             "--size=48M".to_owned(),
             "--verify=crc32c".to_owned(),
             "--verify_fatal=1".to_owned(),
+            "--verify_state_save=0".to_owned(),
         ];
         arguments.push(match block.contains('-') {
             true => format!("--bsrange={block}"),

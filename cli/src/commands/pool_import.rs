@@ -1,6 +1,6 @@
 //! `tessera pool import`: make the pool directory again from the members.
 
-use std::path::{PathBuf, absolute};
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::Context;
 use clap::Args;
@@ -10,7 +10,7 @@ use super::pool_status;
 use crate::{
     access::{self, StatusAnswer},
     args::Globals,
-    failure::Failure,
+    failure::{Failure, Kind},
     output,
 };
 
@@ -39,13 +39,11 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         access::refuse_if_served(&self.dir, "importing")?;
-        let members = self
+        let members: Vec<PathBuf> = self
             .members
             .iter()
-            .map(|path| {
-                absolute(path).with_context(|| format!("{} is not a usable path", path.display()))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+            .map(|path| existing(path))
+            .collect::<anyhow::Result<_>>()?;
         let status =
             Pool::import(&self.dir, &members, self.force, globals.io()).map_err(Failure::from)?;
         let answer = StatusAnswer {
@@ -58,4 +56,21 @@ impl Import {
             output::print(&pool_status::render(&self.dir, &answer))
         }
     }
+}
+
+/// A member that is named must be there: only one left out is missing. The
+/// path becomes absolute, because `pool.toml` must name it independently of
+/// today's working directory.
+fn existing(path: &Path) -> anyhow::Result<PathBuf> {
+    if let Err(error) = path.metadata() {
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!(
+                "Member {} cannot be found ({error}): leave it out if it is lost",
+                path.display()
+            ),
+        )
+        .into());
+    }
+    absolute(path).with_context(|| format!("{} is not a usable path", path.display()))
 }

@@ -16,7 +16,10 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use tessera_engine::pool::{Pool, PoolOptions};
+use tessera_engine::{
+    api::{MemberState, PoolStatus},
+    pool::{Pool, PoolOptions},
+};
 use tessera_nbd::{Server, ServerOptions};
 
 use crate::{
@@ -24,6 +27,7 @@ use crate::{
     args::Globals,
     control::server::ControlServer,
     failure::Failure,
+    logging,
     notify::notify,
     output,
     signals::StopSignals,
@@ -84,6 +88,8 @@ impl Serve {
             io: globals.io(),
         };
         let pool = Pool::open(&self.dir, &options).map_err(Failure::from)?;
+        logging::warn_from_now_on();
+        warn_of_members(&pool.status());
         let served = self.serve(&pool, &mut signals);
         let closed = pool.close().map_err(Failure::from);
         served?;
@@ -171,5 +177,21 @@ fn describe(server: &Server, read_only: bool, endpoints: &[String]) -> ServerInf
         endpoints: endpoints.to_vec(),
         read_only,
         connections: server.stats().connections_open,
+    }
+}
+
+/// A degraded pool serves like any other, so its operator has to be told.
+fn warn_of_members(status: &PoolStatus) {
+    for member in &status.members {
+        let state = match member.state {
+            MemberState::Online => continue,
+            MemberState::Failed => "failed",
+            MemberState::Missing => "missing",
+        };
+        tracing::warn!(
+            index = member.index,
+            path = member.path,
+            "a member is {state}"
+        );
     }
 }
