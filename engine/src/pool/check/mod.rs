@@ -1,0 +1,262 @@
+//! Verifying a pool from its members: offline, reading only.
+//!
+//! ```text
+//!   superblocks -> journal chain -> root page -> segment table -> catalogue
+//!     -> journal records -> map trees -> summaries -> chunks (on request)
+//! ```
+//! The check does not open the engine, because the engine rightly stops at the
+//! first thing it cannot trust. This walks the same structures from the root
+//! down, writes one sentence for each damaged object and goes on behind it. It
+//! reads the members itself ([`source`]), not through the reader that clients
+//! use: that one would mend what it can and keep quiet about it, and would
+//! serve a page from its cache.
+//!
+//! * Damage that the redundancy still makes good is a problem, too: the next
+//!   failure would make it a loss. The sentence says which it is.
+//! * After an unclean stop the pages are those of the last checkpoint, and the
+//!   journal's records are checked as recovery would use them: every location
+//!   they name is closed and synced or has its bytes in the journal (R14).
+//! * Parity, and copies that a plain read does not look at, are not read unless
+//!   something else fails: that is a scrub's work.
+
+mod chunks;
+mod journal;
+mod segments;
+mod source;
+mod trees;
+
+use std::{error::Error, path::Path};
+
+use tessera_raid::{Array, MemberState};
+
+use self::{
+    segments::Segments,
+    source::{Found, Range, read_all},
+    trees::Volumes,
+};
+use super::{IoChoice, Pool, open_array};
+use crate::{
+    api::CheckReport,
+    error::EngineError,
+    map::PageBytes,
+    root::{EngineRecord, RootPage, RootPointer},
+};
+
+/// Most problems that are told apart; of more only the number is kept, so that
+/// a ruined pool cannot fill the memory.
+const PROBLEMS_MAX: usize = 1000;
+/// The same of notes.
+const NOTES_MAX: usize = 100;
+
+/// Told how far a check is.
+pub trait CheckObserver {
+    /// `done` of `total` in this stage; a total may grow while its stage runs.
+    fn progress(&self, stage: &str, done: u64, total: u64);
+}
+
+impl Pool {
+    /// Verifies a pool that nobody has open, writing nothing: superblocks,
+    /// journal, every page of every tree and every pointer; with `data` also
+    /// every chunk, each stored one once, by BLAKE3 where its segment's
+    /// summary has a hash, else by checksum.
+    ///
+    /// What is damaged is in the report, never an error.
+    ///
+    /// # Errors
+    /// Where the members do not make a pool or cannot be opened.
+    pub fn check(
+        directory: &Path,
+        data: bool,
+        io: IoChoice,
+        observer: &dyn CheckObserver,
+    ) -> Result<CheckReport, EngineError> {
+        let array = open_array(directory, io.backend()?, true)?;
+        Ok(check_array(&array, data, observer))
+    }
+}
+
+/// As [`Pool::check`] on an array that was opened read-only.
+pub(crate) fn check_array(array: &Array, data: bool, observer: &dyn CheckObserver) -> CheckReport {
+    let mut check = Check::new(array, observer);
+    check.members();
+    check.structures(data);
+    check.read_errors();
+    check.findings.finish()
+}
+
+/// The report as it grows.
+#[derive(Default)]
+struct Findings {
+    report: CheckReport,
+    problems_left_out: u64,
+    notes_left_out: u64,
+}
+
+impl Findings {
+    fn problem(&mut self, sentence: impl Into<String>) {
+        if self.report.problems.len() < PROBLEMS_MAX {
+            self.report.problems.push(sentence.into());
+        } else {
+            self.problems_left_out += 1;
+        }
+    }
+
+    fn note(&mut self, sentence: impl Into<String>) {
+        if self.report.notes.len() < NOTES_MAX {
+            self.report.notes.push(sentence.into());
+        } else {
+            self.notes_left_out += 1;
+        }
+    }
+
+    fn finish(mut self) -> CheckReport {
+        if self.problems_left_out > 0 {
+            let rest = format!("There are {} more problems", self.problems_left_out);
+            self.report.problems.push(rest);
+        }
+        if self.notes_left_out > 0 {
+            let rest = format!("There are {} more notes", self.notes_left_out);
+            self.report.notes.push(rest);
+        }
+        self.report
+    }
+}
+
+/// One check under way.
+struct Check<'a> {
+    array: &'a Array,
+    observer: &'a dyn CheckObserver,
+    findings: Findings,
+}
+
+impl<'a> Check<'a> {
+    fn new(array: &'a Array, observer: &'a dyn CheckObserver) -> Self {
+        Self {
+            array,
+            observer,
+            findings: Findings::default(),
+        }
+    }
+
+    /// From the engine record down.
+    fn structures(&mut self, data: bool) {
+        let Some(record) = EngineRecord::decode(&self.array.engine_record()) else {
+            return self.problem("The superblock's engine record cannot be understood");
+        };
+        let batches = self.journal_chain(&record);
+        let mut segments = Segments::new(self.array);
+        let mut volumes = Volumes::default();
+        let root = match &record.root {
+            None => None,
+            Some(pointer) => match self.root_page(&record, pointer) {
+                Some(page) => Some((pointer, page)),
+                None => return,
+            },
+        };
+        if let Some((pointer, page)) = &root {
+            self.segment_table(&record, pointer, page, &mut segments);
+            volumes = self.catalogue(page, &mut segments);
+        }
+        let journalled = self.journal_records(&record, &batches, &mut segments, &mut volumes);
+        for volume in volumes.iter() {
+            self.volume(volume, &mut segments);
+        }
+        self.summaries(&mut segments);
+        if data {
+            self.chunks(&volumes, &segments, journalled);
+        }
+        if let Some(count) = segments.unnamed_sealed() {
+            self.note(format!(
+                "{count} full segments hold nothing live and await reclaim"
+            ));
+        }
+    }
+
+    fn members(&mut self) {
+        let (checked, problems) = self.array.check_superblocks();
+        self.findings.report.superblocks_checked = checked;
+        for problem in problems {
+            self.problem(problem);
+        }
+        for member in self.array.status().members {
+            let state = match member.state {
+                MemberState::Online => continue,
+                MemberState::Failed => "has failed",
+                MemberState::Missing => "is missing",
+            };
+            let path = member.path.display();
+            self.note(format!(
+                "Member {} ({path}) {state} and was not checked",
+                member.index
+            ));
+        }
+    }
+
+    /// Reads that failed where another member had the bytes.
+    fn read_errors(&mut self) {
+        for member in self
+            .array
+            .status()
+            .members
+            .iter()
+            .filter(|member| member.errors > 0)
+        {
+            let (index, path) = (member.index, member.path.display());
+            self.problem(format!(
+                "Member {index} ({path}) failed {} reads",
+                member.errors
+            ));
+        }
+    }
+
+    /// The page everything else hangs on; `None` after saying what is wrong.
+    fn root_page(&mut self, record: &EngineRecord, pointer: &RootPointer) -> Option<RootPage> {
+        let range = Range::of_page(pointer.placement.clone(), &pointer.entry);
+        let accept = |_: usize, bytes: &[u8]| crc32c::crc32c(bytes) == pointer.entry.checksum;
+        let bytes = match read_all(self.array, &[range?], &accept).pop()? {
+            Found::Whole(bytes) => bytes,
+            Found::Mended(bytes, members) => {
+                self.problem(format!("The root page {}", source::mended(&members)));
+                bytes
+            }
+            Found::Lost => {
+                self.problem(
+                    "The root page is damaged: no copy verifies, so nothing below it can be found",
+                );
+                return None;
+            }
+        };
+        self.findings.report.pages_checked += 1;
+        let page: &PageBytes = bytes[..].try_into().ok()?;
+        let decoded = RootPage::decode(page)
+            .filter(|page| page.pool == self.array.uuid() && page.checkpoint == record.checkpoint);
+        if decoded.is_none() {
+            self.problem("The root page is not the one that the superblocks describe");
+        }
+        decoded
+    }
+
+    fn problem(&mut self, sentence: impl Into<String>) {
+        self.findings.problem(sentence);
+    }
+
+    fn note(&mut self, sentence: impl Into<String>) {
+        self.findings.note(sentence);
+    }
+
+    fn progress(&self, stage: &str, done: u64, total: u64) {
+        self.observer.progress(stage, done, total.max(done));
+    }
+}
+
+/// An error with all that lies beneath it, in one sentence.
+fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
