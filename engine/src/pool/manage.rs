@@ -16,6 +16,7 @@ use crate::{
         MemberState, MemberStatus, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec,
     },
     catalogue::{VolumeRecord, check_name, chunk_size_is_valid},
+    disk::DiskError,
     error::{EngineError, ErrorKind},
     map::{Tree, TreeShape},
 };
@@ -145,7 +146,12 @@ impl Engine {
             return Ok(());
         }
         self.zero(volume, from, to - from, Entry::HOLE).map_err(|error| {
-            EngineError::new(ErrorKind::Io, format!("The cut-off range cannot be cleared: {error}"))
+            // A lack of space passes; whoever decides by the kind must see it.
+            let kind = match error {
+                DiskError::NoSpace => ErrorKind::NoSpace,
+                _ => ErrorKind::Io,
+            };
+            EngineError::new(kind, format!("The cut-off range cannot be cleared: {error}"))
         })
     }
 

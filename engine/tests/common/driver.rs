@@ -33,7 +33,7 @@ pub struct Run {
     /// A request met "no space": discards may have skipped their odd ends.
     was_full: bool,
     volumes_made: u64,
-    log: Vec<String>,
+    pub log: Vec<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -100,6 +100,9 @@ impl Run {
     }
 
     fn note(&mut self, text: String) {
+        if super::from_env("TESSERA_TRACE").is_some() {
+            eprintln!("{text}");
+        }
         self.log.push(format!("[{}] {text}", self.world.sim.operations()));
     }
 
@@ -376,8 +379,20 @@ impl Run {
         if self.management(what, result) {
             self.model.begin(steps);
             self.model.all_durable();
-        } else if no_power {
+        } else if no_power || self.is_done(&steps) {
             self.model.begin(steps);
+        }
+    }
+
+    /// Whether a change that met "no space" at its end was made.
+    fn is_done(&self, steps: &[Step]) -> bool {
+        let size = |name: &String| self.pool().disk(name).map(|disk| disk.size());
+        match steps.last() {
+            Some(Step::Create { name, .. }) => size(name).is_some(),
+            Some(Step::Delete { name }) => size(name).is_none(),
+            Some(Step::Rename { new, .. }) => size(new).is_some(),
+            Some(Step::Resize { name, size: to }) => size(name) == Some(*to),
+            other => unreachable!("not a change of the catalogue: {other:?}"),
         }
     }
 
@@ -402,8 +417,11 @@ impl Run {
                 let to = (1 + self.rng.below(500)) * 512;
                 self.note(format!("resize {name} from {size} to {to}"));
                 let mut steps = Vec::new();
-                if to < size {
-                    steps = zero_steps(&name, to, size - to, size);
+                let odd_end = size.min(to.next_multiple_of(4096));
+                if to < odd_end {
+                    // The rest of the last chunk is cleared before the cut.
+                    let length = odd_end - to;
+                    steps.push(Step::Zero { name: name.clone(), offset: to, length });
                 }
                 steps.push(Step::Resize { name: name.clone(), size: to });
                 let result = self.pool().resize_volume(&name, to, true).map(|_| ());
@@ -486,15 +504,17 @@ impl Run {
                 self.note("open".to_owned());
             }
             match self.world.open() {
-                Ok(pool) => {
+                // What is read for deduplication alone may fail.
+                Ok(pool) if self.world.sim.has_power() => {
                     self.world.sim.cut_after(0);
                     self.pool = Some(pool);
                     break;
                 }
-                Err(_) if !self.world.sim.has_power() => {
+                _ if !self.world.sim.has_power() => {
                     self.counts.cut_recoveries += 1;
                     self.world.sim.power_on();
                 }
+                Ok(_) => unreachable!("with power or without"),
                 Err(error) => panic!("cannot open: {error}: {error:?}"),
             }
         }

@@ -6,6 +6,7 @@
 
 pub mod driver;
 pub mod model;
+pub mod watch;
 pub mod world;
 
 /// SplitMix64: everything random in a run follows from its seed.

@@ -9,10 +9,16 @@ use tessera_engine::{
 };
 use tessera_raid::{
     Array, CreateSpec, Level, MemoryWitness, OpenOptions, Sizes,
-    device::sim::{SimSnapshot, SimWorld},
+    device::{
+        Backend,
+        sim::{SimSnapshot, SimWorld},
+    },
 };
 
-use super::Rng;
+use super::{
+    Rng,
+    watch::{Tracer, Watcher},
+};
 
 pub const UNIT: u32 = 4096;
 
@@ -46,6 +52,8 @@ pub struct World {
     pub paths: Vec<PathBuf>,
     pub scale: Scale,
     pub device_bytes: u64,
+    /// Stands before the devices, if set.
+    pub watcher: Option<Arc<Watcher>>,
     options: EngineOptions,
 }
 
@@ -98,7 +106,7 @@ impl World {
             ..EngineOptions::new(16 << 20)
         };
         let witness = MemoryWitness::with_seed(seed);
-        let world = Self { sim, witness, level, paths, scale, device_bytes, options };
+        let world = Self { sim, witness, level, paths, scale, device_bytes, watcher: None, options };
         let spec = CreateSpec {
             level,
             stripe_unit_bytes: UNIT,
@@ -115,6 +123,16 @@ impl World {
         world
     }
 
+    fn backend(&self) -> Arc<dyn Backend> {
+        match &self.watcher {
+            Some(watcher) => Arc::clone(watcher) as Arc<dyn Backend>,
+            None if super::from_env("TESSERA_TRACE").is_some() => {
+                Arc::new(Tracer(self.sim.backend()))
+            }
+            None => self.sim.backend(),
+        }
+    }
+
     pub fn array(&self, read_only: bool) -> Result<Array, tessera_raid::RaidError> {
         let options = OpenOptions {
             read_only,
@@ -123,7 +141,7 @@ impl World {
             stall_limit: Duration::ZERO,
         };
         let witness = Box::new(self.witness.clone());
-        Array::open(self.sim.backend(), &self.paths, witness, &options)
+        Array::open(self.backend(), &self.paths, witness, &options)
     }
 
     pub fn open(&self) -> Result<Simulated, EngineError> {
