@@ -2,7 +2,7 @@
 # Installs the system packages that building, testing, the demo or the bench
 # need and that are missing: with apt when root, else by naming them.
 #
-#   scripts/setup.sh [build|test|demo|bench]...      (default: all of them)
+#   scripts/setup.sh [build|test|demo|bench|vm]...      (default: all of them)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
@@ -48,13 +48,20 @@ need_test() {
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
 }
 
-(( $# )) || set -- build test demo bench
+# The emulator and its kernel are not installed: see scripts/vm/tools.sh.
+need_vm() {
+    need mke2fs e2fsprogs
+    need /usr/bin/python3 python3
+}
+
+(( $# )) || set -- build test demo bench vm
 for purpose; do
     case $purpose in
     build) need_build ;;
     test) need_build; need_test ;;
     demo | bench) need_build; need_clients ;;
-    *) die "unknown purpose $purpose: use build, test, demo or bench" ;;
+    vm) need_vm ;;
+    *) die "unknown purpose $purpose: use build, test, demo, bench or vm" ;;
     esac
 done
 
