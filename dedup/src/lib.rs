@@ -5,6 +5,8 @@ mod chunk;
 mod directory;
 mod entry;
 mod fingerprint;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod load;
 mod reader;

@@ -5,6 +5,8 @@ mod catalogue;
 pub mod disk;
 mod epochs;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod journal;
 pub mod map;
 pub mod pool;

@@ -46,6 +46,8 @@
 pub mod array;
 pub mod device;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layout;
 mod member;
 mod membership;

@@ -1,0 +1,4 @@
+//! See `nbd-server/src/fuzzing.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tessera_nbd::fuzzing::transmission(bytes));

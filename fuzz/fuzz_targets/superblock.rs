@@ -1,0 +1,4 @@
+//! See `raid/src/fuzzing.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tessera_raid::fuzzing::superblock(bytes));

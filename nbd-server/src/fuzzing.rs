@@ -1,0 +1,121 @@
+//! Entry points for fuzzing: any bytes from a client give an answer or an
+//! error. Not part of the crate's interface.
+
+use crate::protocol::{
+    Action, Agreement, ExportInfo, Exports, HeaderStyle, Negotiation, Parsed, Progress, Step,
+    Terms, constants::MAX_PAYLOAD_BYTES, request,
+};
+
+const SIZE: u64 = 1 << 30;
+
+struct Two;
+
+impl Exports for Two {
+    fn names(&self) -> Vec<String> {
+        vec!["a".to_owned(), "b".to_owned()]
+    }
+
+    fn describe(&self, name: &str) -> Option<ExportInfo> {
+        let known = ["a", "b"].into_iter().find(|known| *known == name)?;
+        Some(ExportInfo {
+            name: known.to_owned(),
+            description: "an export".to_owned(),
+            size: SIZE,
+            read_only: known == "b",
+        })
+    }
+}
+
+/// Bytes as all that a client sends, from its flags on.
+pub fn negotiation(bytes: &[u8]) {
+    let mut output = Vec::new();
+    let mut negotiation = Negotiation::new(&mut output);
+    let mut rest = bytes;
+    loop {
+        let Progress { consumed, step } = negotiation.feed(rest, &Two, &mut output);
+        assert!(consumed <= rest.len(), "no more is consumed than there is");
+        rest = &rest[consumed..];
+        match step {
+            Step::Continue => assert!(consumed > 0, "negotiation gets on"),
+            Step::NeedMore => {
+                assert_eq!(consumed, 0, "an incomplete message stays");
+                break;
+            }
+            Step::Closed(_) => break,
+            Step::Transmission(Agreement {
+                export,
+                style,
+                block_status,
+            }) => {
+                let ExportInfo {
+                    size, read_only, ..
+                } = export;
+                requests(
+                    Terms {
+                        style,
+                        block_status,
+                        read_only,
+                        size,
+                    },
+                    rest,
+                );
+                break;
+            }
+        }
+    }
+}
+
+/// The first byte chooses what was agreed on; the others are requests.
+pub fn transmission(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else {
+        return;
+    };
+    let style = match first & 3 {
+        0 => HeaderStyle::Simple,
+        1 => HeaderStyle::Structured,
+        _ => HeaderStyle::Extended,
+    };
+    let (block_status, read_only) = (first & 4 != 0, first & 8 != 0);
+    requests(
+        Terms {
+            style,
+            block_status,
+            read_only,
+            size: SIZE,
+        },
+        rest,
+    );
+}
+
+fn requests(terms: Terms, mut rest: &[u8]) {
+    while let Parsed::Header(header) = request::parse(terms.style, rest) {
+        rest = &rest[request::header_bytes(terms.style)..];
+        let payload_bytes = header.payload_bytes(terms.style);
+        let within = usize::try_from(payload_bytes)
+            .ok()
+            .filter(|length| *length <= rest.len());
+        let payload = &rest[..within.unwrap_or(rest.len())];
+        match terms.validate(&header) {
+            Ok(Action::Read { .. } | Action::Write { .. }) => {
+                let end = header.offset.checked_add(header.length);
+                assert!(
+                    end.is_some_and(|end| end <= terms.size),
+                    "transfers lie in the export"
+                );
+                assert!(
+                    header.length <= u64::try_from(MAX_PAYLOAD_BYTES).unwrap_or(u64::MAX),
+                    "transfers are bounded"
+                );
+            }
+            Ok(Action::Trim { .. } | Action::WriteZeroes { .. }) => {
+                assert!(!terms.read_only, "a read-only export is not changed");
+            }
+            Ok(Action::BlockStatusQuery { .. }) => {
+                let _refused_or_not = terms.query(header.offset, payload);
+            }
+            Ok(Action::Disconnect) => return,
+            Ok(_) | Err(_) => {}
+        }
+        rest = &rest[payload.len()..];
+    }
+}
