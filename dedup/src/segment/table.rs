@@ -438,8 +438,7 @@ impl SegmentTable {
     /// released segments on: what a checkpoint opened while it ran.
     pub fn take_dirty_of(&self, stream: Stream) -> Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])> {
         self.inner.write().take_dirty_where(|slot| {
-            slot.record.stream == stream as u8 && slot.record.state == SegmentState::Open
-                || slot.record.stream == stream as u8 && slot.record.state == SegmentState::Sealed
+            slot.record.stream == stream as u8 && slot.is_live()
         })
     }
 
