@@ -15,9 +15,9 @@ minutes, so only ratios of one run mean something.
 
 All data is incompressible and new in every run (fio: refill_buffers,
 randrepeat=0). Duplicates are drawn from a working set of 5 % of the blocks
-written, so they are not simply the block before. Each write workload ends
-with a flush, and what the system holds is written out and dropped before the
-next one.
+written, so they are not simply the block before; servers that do not look at
+data skip those workloads. Each write workload ends with a flush, and what the
+system holds is written out and dropped before the next one.
 """
 
 import argparse
@@ -72,6 +72,8 @@ class Server:
     """A running NBD server; stopped by its process id."""
 
     name = ""
+    # Whether duplicates could make a difference, to it or to a ratio.
+    takes_duplicates = False
 
     def __init__(self, work, options):
         self.work = work / self.name
@@ -127,6 +129,7 @@ class Server:
 
 class Tessera(Server):
     name = "tessera"
+    takes_duplicates = True
 
     def prepare(self):
         # Overwritten data stays until its whole segment is dead, so the pool
@@ -161,6 +164,7 @@ class Tessera(Server):
 
 class QemuNbd(Server):
     name = "qemu-nbd"
+    takes_duplicates = True
 
     def prepare(self):
         with open(self.work / "disk.raw", "wb") as disk:
@@ -174,6 +178,7 @@ class QemuNbd(Server):
 
 class NbdkitFile(QemuNbd):
     name = "file"
+    takes_duplicates = False
 
     def command(self):
         return ["nbdkit", "-f", "-U", str(self.socket), "file", str(self.work / "disk.raw")]
@@ -293,8 +298,8 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tessera", default="tessera", help="the tessera binary")
     parser.add_argument("--quick", action="store_true", help="one short round on a small region")
-    parser.add_argument("--rounds", type=int, help="rounds (default 2)")
-    parser.add_argument("--seconds", type=int, help="seconds a workload (default 10)")
+    parser.add_argument("--rounds", type=int, help="rounds (default 3)")
+    parser.add_argument("--seconds", type=int, help="seconds a workload (default 6)")
     parser.add_argument("--region-gib", type=int, help="GiB written and read (default 4)")
     parser.add_argument("--servers", default="tessera,qemu-nbd,file,null",
                         help="which to run, in this order")
@@ -302,16 +307,18 @@ def parse_arguments():
     parser.add_argument("--work", default="bench-work", help="directory for the disks; removed")
     parser.add_argument("--memory", help="tessera's memory budget instead of its default")
     parser.add_argument("--io", help="tessera's device implementation: uring or threads")
-    parser.add_argument("--qemu-aio", default="native", help="qemu-nbd's --aio")
+    parser.add_argument("--qemu-aio", default="threads",
+                        help="qemu-nbd's --aio (default: threads, as qemu-nbd's own)")
     parser.add_argument("--json", help="write the rates of every round to this file")
     parser.add_argument("--strict", action="store_true", help="fail where a ratio is short")
     options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 2)
-    options.seconds = options.seconds or (4 if options.quick else 10)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.seconds = options.seconds or (4 if options.quick else 6)
     options.region = (options.region_gib or (2 if options.quick else 4)) * GIB
-    # All that one round writes, at the rates of a fast machine.
-    written = 3 * options.region + options.seconds * (2 * 1200 + 4 * 500) * MIB
-    options.member_bytes = (written * 5 // 4 // 3 // GIB + 1) * GIB
+    # About what one round stores on a fast machine, and ample room for it: the
+    # members are sparse.
+    options.written = options.region + options.seconds * 1600 * MIB
+    options.member_bytes = 2 * options.written // GIB * GIB
     return options
 
 
@@ -327,7 +334,7 @@ def main():
     if work.exists():
         sys.exit(f"{work} exists: remove it or choose another --work")
     work.mkdir(parents=True)
-    needed = 3 * options.region + 4 * options.member_bytes
+    needed = 2 * options.region + options.written * 4 // 3
     if shutil.disk_usage(work).free < needed:
         print(f"warning: up to {needed / GIB:.0f} GiB may be written and the disk has less free",
               file=sys.stderr)
@@ -344,6 +351,8 @@ def main():
             for workload in workloads:
                 # Another order each round, so that nobody always goes first.
                 for server in servers[turn % len(servers):] + servers[:turn % len(servers)]:
+                    if workload.duplicates and not server.takes_duplicates:
+                        continue
                     bandwidth, iops = fio(server, workload, options)
                     rate = bandwidth if workload.in_bytes else iops
                     results.add(workload, server, rate)

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh bench
 . scripts/env.sh
-[[ -x $TESSERA && -n ${TESSERA_PREBUILT:-} ]] || TESSERA=$(scripts/build.sh)
+TESSERA=$(tessera_binary)
 exec /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@"

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh demo
 . scripts/env.sh
-[[ -x $TESSERA && -n ${TESSERA_PREBUILT:-} ]] || TESSERA=$(scripts/build.sh)
+TESSERA=$(tessera_binary)
 PATH=$PATH:/usr/sbin:/sbin
 
 work=${TESSERA_DEMO_DIR:-$PWD/demo-work}

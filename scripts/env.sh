@@ -15,8 +15,15 @@ if command -v ccache >/dev/null; then
     export CC=${CC:-ccache cc} CXX=${CXX:-ccache c++}
 fi
 
-# The binary the scripts drive; TESSERA names another one.
-TESSERA=${TESSERA:-$CARGO_TARGET_DIR/release/tessera}
+# The binary the scripts drive is built first, unless TESSERA names one.
+TESSERA=${TESSERA:-}
+tessera_binary() {
+    if [[ -n $TESSERA ]]; then
+        command -v "$TESSERA" || die "TESSERA=$TESSERA is no program"
+    else
+        scripts/build.sh
+    fi
+}
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
