@@ -1,4 +1,5 @@
 //! Every seed of the fuzz targets through the same entry points, on stable.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use std::{fs, path::Path};
 

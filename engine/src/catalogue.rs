@@ -142,7 +142,10 @@ pub fn chunk_size_is_valid(bytes: u32) -> bool {
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
-        Err(format!("A volume name has 1 to {NAME_BYTES_MAX} characters, not {}", name.len()))
+        Err(format!(
+            "A volume name has 1 to {NAME_BYTES_MAX} characters, not {}",
+            name.len()
+        ))
     } else if name.starts_with(['.', '-']) || !name.chars().all(allowed) {
         Err(format!(
             "The volume name {name:?} is not valid: use letters, digits, '.', '_' and '-', \

@@ -104,7 +104,10 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request that has not been executed.
     pub fn new(operation: Operation<'a>) -> Self {
-        Self { operation, result: Ok(()) }
+        Self {
+            operation,
+            result: Ok(()),
+        }
     }
 }
 

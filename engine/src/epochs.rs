@@ -34,8 +34,14 @@ impl Drop for Guard<'_> {
 
 impl Default for Epochs {
     fn default() -> Self {
-        let slots = (0..SLOTS).map(|_| CachePadded::new(AtomicU64::new(IDLE))).collect();
-        Self { current: AtomicU64::new(1), slots, next_slot: AtomicUsize::new(0) }
+        let slots = (0..SLOTS)
+            .map(|_| CachePadded::new(AtomicU64::new(IDLE)))
+            .collect();
+        Self {
+            current: AtomicU64::new(1),
+            slots,
+            next_slot: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -46,7 +52,10 @@ impl Epochs {
         for attempt in start.. {
             let slot = &*self.slots[attempt % SLOTS];
             let mut epoch = self.current.load(Ordering::SeqCst);
-            if slot.compare_exchange(IDLE, epoch, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            if slot
+                .compare_exchange(IDLE, epoch, Ordering::SeqCst, Ordering::Relaxed)
+                .is_err()
+            {
                 if attempt % SLOTS == SLOTS - 1 {
                     std::thread::yield_now();
                 }

@@ -43,7 +43,11 @@ pub struct EngineError {
 impl EngineError {
     /// An error with a sentence that names its object.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Something on the members does not verify.
@@ -82,7 +86,9 @@ impl fmt::Display for EngineError {
 
 impl Error for EngineError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn Error + 'static))
     }
 }
 
@@ -102,7 +108,11 @@ impl From<RaidError> for EngineError {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        Self { kind, message, source: None }
+        Self {
+            kind,
+            message,
+            source: None,
+        }
     }
 }
 
@@ -114,6 +124,10 @@ impl From<MapError> for EngineError {
             Some(StoreErrorKind::Io) => ErrorKind::Io,
             Some(StoreErrorKind::Corrupt) | None => ErrorKind::Damaged,
         };
-        Self { kind, message: error.to_string(), source: Some(Box::new(error)) }
+        Self {
+            kind,
+            message: error.to_string(),
+            source: Some(Box::new(error)),
+        }
     }
 }

@@ -202,11 +202,19 @@ impl RootPage {
     /// If the overlay holds more than [`OVERLAY_MAX`] records.
     pub fn encode(&self) -> PageBytes {
         let mut bytes = [0; PAGE_BYTES];
-        assert!(self.overlay.len() <= OVERLAY_MAX, "few segments are opened for a table");
+        assert!(
+            self.overlay.len() <= OVERLAY_MAX,
+            "few segments are opened for a table"
+        );
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, ROOT_MAGIC);
         put(8, &VERSION.to_le_bytes());
-        put(12, &u32::try_from(self.overlay.len()).expect("few").to_le_bytes());
+        put(
+            12,
+            &u32::try_from(self.overlay.len())
+                .expect("few")
+                .to_le_bytes(),
+        );
         put(16, self.pool.as_bytes());
         put(32, &self.checkpoint.to_le_bytes());
         put(40, &self.sequence.to_le_bytes());
@@ -231,7 +239,10 @@ impl RootPage {
         }
         let overlay = |at: usize| {
             let record = bytes[at + 8..at + OVERLAY_BYTES].try_into().ok()?;
-            Some((SegmentId(u32_at(bytes, at)?), SegmentRecord::decode(record)?))
+            Some((
+                SegmentId(u32_at(bytes, at)?),
+                SegmentRecord::decode(record)?,
+            ))
         };
         let tree_at = |at: usize| Tree::decode(bytes[at..at + TREE_BYTES].try_into().ok()?);
         let root = Self {

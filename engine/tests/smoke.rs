@@ -1,4 +1,5 @@
 //! The shortest way through the whole engine, on real files.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use std::sync::{Arc, mpsc};
 
@@ -13,7 +14,9 @@ fn spec(directory: &std::path::Path, level: Level, count: usize) -> PoolSpec {
     PoolSpec {
         level,
         stripe_unit_bytes: 64 << 10,
-        members: (0..count).map(|n| directory.join(format!("disk{n}.img"))).collect(),
+        members: (0..count)
+            .map(|n| directory.join(format!("disk{n}.img")))
+            .collect(),
         create_files_bytes: Some(256 << 20),
         force: false,
     }
@@ -50,7 +53,10 @@ fn write(disk: &Arc<dyn Disk>, offset: u64, data: &[u8]) {
 
 fn read(disk: &Arc<dyn Disk>, offset: u64, length: usize) -> Vec<u8> {
     let mut buffer = vec![0; length];
-    let mut batch = [Request::new(Operation::Read { offset, buffer: &mut buffer })];
+    let mut batch = [Request::new(Operation::Read {
+        offset,
+        buffer: &mut buffer,
+    })];
     disk.execute(&mut batch);
     assert_eq!(batch[0].result, Ok(()));
     buffer
@@ -69,7 +75,10 @@ fn data_survives_a_clean_stop_and_is_deduplicated() {
     for (level, count) in [(Level::Raid5, 4), (Level::Single, 1), (Level::Raid6, 5)] {
         let here = pool_dir.join(level.name());
         Pool::create(&here, &spec(&here, level, count), IoChoice::Auto).unwrap();
-        let options = PoolOptions { memory_bytes: 128 << 20, ..PoolOptions::default() };
+        let options = PoolOptions {
+            memory_bytes: 128 << 20,
+            ..PoolOptions::default()
+        };
         let data = pattern(7, 5 << 20);
         {
             let pool = Pool::open(&here, &options).unwrap();

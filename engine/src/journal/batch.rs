@@ -18,7 +18,10 @@
 //! and synced; it was true before the batch was written (R14).
 
 use tessera_dedup::Generation;
-use tessera_raid::{SegmentId, device::{AlignedBuf, BLOCK_BYTES}};
+use tessera_raid::{
+    SegmentId,
+    device::{AlignedBuf, BLOCK_BYTES},
+};
 
 /// Bytes before the payload.
 pub const BATCH_HEADER_BYTES: usize = 256;
@@ -121,11 +124,27 @@ pub fn encode(header: &BatchHeader, parts: &[&[u8]]) -> (AlignedBuf, ChainChecks
     put(AT_NUMBER, &header.number.to_le_bytes());
     put(AT_PREVIOUS, &header.previous.0);
     put(AT_LENGTH, &length.to_le_bytes());
-    put(AT_PAYLOAD, &u32::try_from(payload).expect("less than the length").to_le_bytes());
+    put(
+        AT_PAYLOAD,
+        &u32::try_from(payload)
+            .expect("less than the length")
+            .to_le_bytes(),
+    );
     put(AT_SEQUENCE, &header.last_sequence.to_le_bytes());
-    put(AT_FLAGS, &(if header.wrap { FLAG_WRAP } else { 0 }).to_le_bytes());
-    put(AT_COUNT, &u32::try_from(header.positions.len()).expect("at most six").to_le_bytes());
-    for (at, position) in (AT_POSITIONS..).step_by(POSITION_BYTES).zip(&header.positions) {
+    put(
+        AT_FLAGS,
+        &(if header.wrap { FLAG_WRAP } else { 0 }).to_le_bytes(),
+    );
+    put(
+        AT_COUNT,
+        &u32::try_from(header.positions.len())
+            .expect("at most six")
+            .to_le_bytes(),
+    );
+    for (at, position) in (AT_POSITIONS..)
+        .step_by(POSITION_BYTES)
+        .zip(&header.positions)
+    {
         put(at, &position.segment.0.to_le_bytes());
         put(at + 4, &position.closed_bytes.to_le_bytes());
         put(at + 8, &position.generation.0.to_le_bytes());
@@ -193,7 +212,9 @@ pub fn decode(bytes: &[u8]) -> Option<Batch> {
                 .collect::<Option<_>>()?,
         },
         checksum,
-        payload: bytes.get(BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + payload)?.to_vec(),
+        payload: bytes
+            .get(BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + payload)?
+            .to_vec(),
         length: u64::try_from(claim.length).ok()?,
     })
 }

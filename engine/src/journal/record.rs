@@ -155,11 +155,17 @@ impl RecordBuffer {
     pub fn appended(&mut self, record: &SummaryRecord) {
         self.begin(TYPE_APPENDED, APPENDED_BYTES);
         self.bytes.extend_from_slice(&record.entry.encode());
-        self.bytes.extend_from_slice(&record.fingerprint.unwrap_or(Fingerprint([0; 32])).0);
+        self.bytes
+            .extend_from_slice(&record.fingerprint.unwrap_or(Fingerprint([0; 32])).0);
         self.u64(record.owner.tree);
         self.u64(record.owner.index);
         self.u32(record.logical);
-        let flags = [record.owner.level, u8::from(record.fingerprint.is_some()), 0, 0];
+        let flags = [
+            record.owner.level,
+            u8::from(record.fingerprint.is_some()),
+            0,
+            0,
+        ];
         self.bytes.extend_from_slice(&flags);
     }
 

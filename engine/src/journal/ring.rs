@@ -12,11 +12,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tessera_raid::{Array, MemberIndex, RaidError, device::{AlignedBuf, BLOCK_BYTES}};
-
-use super::batch::{
-    self, Batch, BatchHeader, ChainChecksum, Epoch, SyncedPosition, batch_bytes,
+use tessera_raid::{
+    Array, MemberIndex, RaidError,
+    device::{AlignedBuf, BLOCK_BYTES},
 };
+
+use super::batch::{self, Batch, BatchHeader, ChainChecksum, Epoch, SyncedPosition, batch_bytes};
 use crate::error::EngineError;
 
 /// Where a chain begins or goes on.
@@ -46,7 +47,12 @@ impl Ring {
     /// Continues at `next`; everything before is free.
     pub fn new(array: Arc<Array>, next: ChainPoint) -> Self {
         let bytes = array.journal_bytes();
-        Self { array, bytes, next, tail: next.offset }
+        Self {
+            array,
+            bytes,
+            next,
+            tail: next.offset,
+        }
     }
 
     /// Where the next batch goes.
@@ -90,7 +96,10 @@ impl Ring {
         parts: &[&[u8]],
     ) -> Result<(), RaidError> {
         let payload = parts.iter().map(|part| part.len()).sum();
-        assert!(self.has_room_for(payload), "the journal is trimmed before it is full");
+        assert!(
+            self.has_room_for(payload),
+            "the journal is trimmed before it is full"
+        );
         let to_end = self.bytes - self.next.offset % self.bytes;
         if (batch_bytes(payload) as u64) > to_end {
             self.write(last_sequence, true, positions.clone(), &[])?;
@@ -116,7 +125,8 @@ impl Ring {
         };
         let (buffer, checksum) = batch::encode(&header, parts);
         let length = buffer.len() as u64;
-        self.array.journal_write(self.next.offset % self.bytes, &Arc::new(buffer))?;
+        self.array
+            .journal_write(self.next.offset % self.bytes, &Arc::new(buffer))?;
         self.next.offset += length;
         self.next.number += 1;
         self.next.previous = checksum;
@@ -142,13 +152,23 @@ pub fn read_chain(array: &Array, start: ChainPoint) -> Result<Chain, EngineError
     let mut copies: Vec<RingCopy<'_>> = array
         .journal_members()
         .into_iter()
-        .map(|member| RingCopy { array, member, bytes, windows: HashMap::new(), failed: false })
+        .map(|member| RingCopy {
+            array,
+            member,
+            bytes,
+            windows: HashMap::new(),
+            failed: false,
+        })
         .collect();
-    let mut chain = Chain { batches: Vec::new() };
+    let mut chain = Chain {
+        batches: Vec::new(),
+    };
     let mut at = start;
     let end = start.offset + bytes;
     while at.offset < end {
-        let found = copies.iter_mut().find_map(|copy| copy.batch(at.offset % bytes, &at));
+        let found = copies
+            .iter_mut()
+            .find_map(|copy| copy.batch(at.offset % bytes, &at));
         let Some(batch) = found else { break };
         at.offset += batch.length;
         if batch.header.wrap {
@@ -190,7 +210,10 @@ impl RingCopy<'_> {
             self.windows.retain(|kept, _| number.abs_diff(*kept) < 4);
             let start = number * WINDOW_BYTES;
             let length = usize::try_from(WINDOW_BYTES.min(self.bytes - start)).ok()?;
-            match self.array.journal_read(self.member, start, AlignedBuf::zeroed(length)) {
+            match self
+                .array
+                .journal_read(self.member, start, AlignedBuf::zeroed(length))
+            {
                 Ok(buffer) => {
                     self.windows.insert(number, buffer);
                 }

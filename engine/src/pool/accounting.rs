@@ -46,9 +46,17 @@ impl Engine {
         }
         let mapped: u64 = {
             let volumes = self.volumes.read();
-            volumes.by_id.values().map(|volume| volume.state.read().stored_chunks).sum()
+            volumes
+                .by_id
+                .values()
+                .map(|volume| volume.state.read().stored_chunks)
+                .sum()
         };
-        let counted = if mapped <= CHUNKS_MAX { self.count(&roots) } else { Ok(None) };
+        let counted = if mapped <= CHUNKS_MAX {
+            self.count(&roots)
+        } else {
+            Ok(None)
+        };
         match counted {
             Ok(Some(usage)) => {
                 accounting.counted = Some((roots.page.checkpoint, usage));
@@ -64,7 +72,10 @@ impl Engine {
 
     fn totals(&self) -> Usage {
         let counts = self.table.counts();
-        Usage { unique_bytes: counts.logical_bytes, stored_bytes: counts.stored_bytes }
+        Usage {
+            unique_bytes: counts.logical_bytes,
+            stored_bytes: counts.stored_bytes,
+        }
     }
 
     /// `None` when a newer checkpoint's frees may have overtaken the walk.
@@ -74,11 +85,15 @@ impl Engine {
         let mut usage = Usage::default();
         // A walk over one root needs its segments kept: reclaim frees under
         // this lock only.
-        let Some(_no_reclaim) = self.reclaim.try_lock() else { return Ok(None) };
+        let Some(_no_reclaim) = self.reclaim.try_lock() else {
+            return Ok(None);
+        };
         for tree in &roots.volumes {
             let chunk_bytes = {
                 let volumes = self.volumes.read();
-                let Some(volume) = volumes.by_id.get(&tree.id) else { continue };
+                let Some(volume) = volumes.by_id.get(&tree.id) else {
+                    continue;
+                };
                 u64::from(volume.chunk_bytes)
             };
             let mut walker = Walker::new(*tree);

@@ -124,7 +124,10 @@ impl Engine {
                 }
                 let mut state = self.state.lock();
                 state.frozen_pages = 0;
-                state.appender.generations_mut().raise_limit(record.generation_limit);
+                state
+                    .appender
+                    .generations_mut()
+                    .raise_limit(record.generation_limit);
                 drop(state);
                 checkpoint.roots = Arc::new(roots);
                 checkpoint.record = record;
@@ -201,13 +204,23 @@ impl Engine {
         }
         state.deleted_volumes.extend_from_slice(&frozen.deleted);
         let gave_up = |summary: &&tessera_dedup::Summary| {
-            self.table.record(summary.segment).is_some_and(|r| r.state == SegmentState::Sealed)
+            self.table
+                .record(summary.segment)
+                .is_some_and(|r| r.state == SegmentState::Sealed)
         };
-        state.recovered.extend(frozen.summaries.iter().filter(gave_up).cloned());
+        state
+            .recovered
+            .extend(frozen.summaries.iter().filter(gave_up).cloned());
         state.active_pages += std::mem::take(&mut state.frozen_pages);
         let mut segments: Vec<SegmentId> = frozen.segments.iter().map(|(id, _)| *id).collect();
         let of_map = |record: &SegmentRecord| record.stream() == Some(Stream::Map);
-        segments.extend(self.table.live().iter().filter(|(_, r)| of_map(r)).map(|(id, _)| *id));
+        segments.extend(
+            self.table
+                .live()
+                .iter()
+                .filter(|(_, r)| of_map(r))
+                .map(|(id, _)| *id),
+        );
         self.table.checkpoint_failed();
         self.table.mark_dirty(&segments);
     }
@@ -233,23 +246,37 @@ impl Engine {
         let mut trees = Vec::new();
         let mut catalogue_changes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for (volume, record) in &frozen.volumes {
-            let layer = volume.state.read().frozen.clone().expect("frozen by this checkpoint");
+            let layer = volume
+                .state
+                .read()
+                .frozen
+                .clone()
+                .expect("frozen by this checkpoint");
             let mut stats = MergeStats::default();
             let tree = map::merge(&record.tree, &layer, &pages, &mut sink, &mut stats)?;
-            let stored = record.stored_chunks.saturating_add_signed(stats.logical_delta);
-            let record =
-                crate::catalogue::VolumeRecord { tree, stored_chunks: stored, ..record.clone() };
+            let stored = record
+                .stored_chunks
+                .saturating_add_signed(stats.logical_delta);
+            let record = crate::catalogue::VolumeRecord {
+                tree,
+                stored_chunks: stored,
+                ..record.clone()
+            };
             catalogue_changes.insert(volume.id, record.encode().to_vec());
             trees.push((tree, stored));
         }
         for id in &frozen.deleted {
-            catalogue_changes
-                .insert(*id, vec![0; crate::catalogue::VOLUME_RECORD_BYTES]);
+            catalogue_changes.insert(*id, vec![0; crate::catalogue::VOLUME_RECORD_BYTES]);
         }
         let old = &checkpoint.roots.page;
         let mut stats = MergeStats::default();
-        let catalogue =
-            map::merge_records(&old.catalogue, &catalogue_changes, &pages, &mut sink, &mut stats)?;
+        let catalogue = map::merge_records(
+            &old.catalogue,
+            &catalogue_changes,
+            &pages,
+            &mut sink,
+            &mut stats,
+        )?;
         if kind == CheckpointKind::Clean {
             let summary = self.state.lock().appender.partial_summary(Stream::Map);
             if let Some(summary) = summary {
@@ -257,8 +284,7 @@ impl Engine {
             }
         }
         segments.extend(encoded(&self.table.take_dirty_of(Stream::Map)));
-        let table =
-            map::merge_records(&old.segments, &segments, &pages, &mut sink, &mut stats)?;
+        let table = map::merge_records(&old.segments, &segments, &pages, &mut sink, &mut stats)?;
         // From here on only the root page is appended, so what the overlay
         // says of segments is complete (R12: the root's allocation state
         // includes every segment this checkpoint opened or wrote).
@@ -273,9 +299,12 @@ impl Engine {
             segments: table,
             overlay,
         };
-        let owner = Owner { tree: ROOT_TREE, index: root.checkpoint, level: 1 };
-        let (entry, generation, record) =
-            sink.append(EntryKind::Page, owner, &root.encode())?;
+        let owner = Owner {
+            tree: ROOT_TREE,
+            index: root.checkpoint,
+            level: 1,
+        };
+        let (entry, generation, record) = sink.append(EntryKind::Page, owner, &root.encode())?;
         let (ticket, streams, generation_limit) = {
             let mut state = self.state.lock();
             state.appender.close_stripe(Stream::Map);
@@ -286,7 +315,11 @@ impl Engine {
         self.hand_over_summaries();
 
         // Step 4.
-        let pointer = RootPointer { entry, generation, placement: record.placement() };
+        let pointer = RootPointer {
+            entry,
+            generation,
+            placement: record.placement(),
+        };
         let record = EngineRecord {
             checkpoint: root.checkpoint,
             sequence: frozen.sequence,
@@ -295,10 +328,15 @@ impl Engine {
             root: Some(pointer.clone()),
             streams,
         };
-        self.array.commit(&record.encode(), kind == CheckpointKind::Clean)?;
+        self.array
+            .commit(&record.encode(), kind == CheckpointKind::Clean)?;
 
-        let mut volumes: BTreeMap<u64, Tree> =
-            checkpoint.roots.volumes.iter().map(|tree| (tree.id, *tree)).collect();
+        let mut volumes: BTreeMap<u64, Tree> = checkpoint
+            .roots
+            .volumes
+            .iter()
+            .map(|tree| (tree.id, *tree))
+            .collect();
         for id in &frozen.deleted {
             volumes.remove(id);
         }
@@ -320,7 +358,11 @@ impl Engine {
         summary: &tessera_dedup::Summary,
         segments: &mut BTreeMap<u64, Vec<u8>>,
     ) -> Result<(), EngineError> {
-        let owner = Owner { tree: SUMMARY_TREE, index: 0, level: 0 };
+        let owner = Owner {
+            tree: SUMMARY_TREE,
+            index: 0,
+            level: 0,
+        };
         let extent = sink.append_run(owner, &tessera_dedup::summary::encode_blocks(summary))?;
         let id = summary.segment;
         // Unless it has been sealed since, with a summary at its own end.
@@ -330,14 +372,18 @@ impl Engine {
         };
         {
             let mut state = self.state.lock();
-            if self.table.record(id).is_some_and(|record| lacks_its_own(&record)) {
+            if self
+                .table
+                .record(id)
+                .is_some_and(|record| lacks_its_own(&record))
+            {
                 state.appender.set_partial_summary(id, extent);
                 self.table.update(id, |record| record.summary = extent);
             }
         }
-        let captured = segments.get(&u64::from(id.0)).and_then(|bytes| {
-            SegmentRecord::decode(bytes.as_slice().try_into().ok()?)
-        });
+        let captured = segments
+            .get(&u64::from(id.0))
+            .and_then(|bytes| SegmentRecord::decode(bytes.as_slice().try_into().ok()?));
         if let Some(mut record) = captured.filter(lacks_its_own) {
             record.summary = extent;
             segments.insert(u64::from(id.0), record.encode().to_vec());
@@ -353,8 +399,13 @@ impl Engine {
                 && record.generation == summary.generation
                 && record.summary.segment != summary.segment
         };
-        if self.table.record(summary.segment).is_some_and(|record| sealed(&record)) {
-            self.table.summary_is_readable(summary.segment, summary.generation);
+        if self
+            .table
+            .record(summary.segment)
+            .is_some_and(|record| sealed(&record))
+        {
+            self.table
+                .summary_is_readable(summary.segment, summary.generation);
             self.index.segment_sealed(Arc::new(summary));
         }
     }
@@ -370,14 +421,20 @@ impl Engine {
             ));
         }
         let decoded = changed.iter().map(|(id, bytes)| {
-            (*id, SegmentRecord::decode(bytes).expect("encoded by the table"))
+            (
+                *id,
+                SegmentRecord::decode(bytes).expect("encoded by the table"),
+            )
         });
         Ok(decoded.collect())
     }
 }
 
 fn encoded(records: &[(SegmentId, [u8; SEGMENT_RECORD_BYTES])]) -> BTreeMap<u64, Vec<u8>> {
-    records.iter().map(|(id, bytes)| (u64::from(id.0), bytes.to_vec())).collect()
+    records
+        .iter()
+        .map(|(id, bytes)| (u64::from(id.0), bytes.to_vec()))
+        .collect()
 }
 
 fn stream_ends(state: &AppendState) -> [StreamEnd; Stream::ALL.len()] {

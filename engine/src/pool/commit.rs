@@ -35,7 +35,11 @@ pub(crate) struct CommitState {
 
 impl CommitState {
     pub(crate) fn new(ring: Ring) -> Self {
-        Self { ring, carried: RecordBuffer::default(), unconfirmed: false }
+        Self {
+            ring,
+            carried: RecordBuffer::default(),
+            unconfirmed: false,
+        }
     }
 }
 
@@ -76,7 +80,9 @@ impl Engine {
         if let Some(tail) = state.appender.take_tail(Stream::Data)
             && !state.replaying
         {
-            commit.carried.bytes(tail.segment, tail.generation, tail.position, &tail.bytes);
+            commit
+                .carried
+                .bytes(tail.segment, tail.generation, tail.position, &tail.bytes);
         }
         commit.carried.append(&mut state.pending);
         self.pending_bytes.store(0, Ordering::Relaxed);
@@ -89,7 +95,10 @@ impl Engine {
 
     /// Steps 2 to 4.
     pub(crate) fn complete(&self, commit: &mut CommitState, cut: Cut) -> Result<(), EngineError> {
-        let synced = self.writer.sync_up_to(cut.ticket).map_err(EngineError::from);
+        let synced = self
+            .writer
+            .sync_up_to(cut.ticket)
+            .map_err(EngineError::from);
         self.poison_unless_full(synced)?;
         self.hand_over_summaries();
         if !commit.carried.is_empty() {
@@ -110,7 +119,11 @@ impl Engine {
             generation: at.generation,
             closed_bytes: at.closed_bytes,
         });
-        let CommitState { ring, carried, unconfirmed } = commit;
+        let CommitState {
+            ring,
+            carried,
+            unconfirmed,
+        } = commit;
         ring.append(cut.sequence, positions.collect(), &[carried.as_slice()])?;
         carried.clear();
         *unconfirmed = true;
@@ -153,7 +166,10 @@ impl Engine {
             return Ok(());
         }
         let sequence = self.durable.load(Ordering::Acquire);
-        let written = commit.ring.append(sequence, Vec::new(), &[]).map_err(EngineError::from);
+        let written = commit
+            .ring
+            .append(sequence, Vec::new(), &[])
+            .map_err(EngineError::from);
         if let Err(error) = &written {
             self.poison(error);
         }
@@ -169,7 +185,8 @@ impl Engine {
             return;
         }
         for summary in sealed {
-            self.table.summary_is_readable(summary.segment, summary.generation);
+            self.table
+                .summary_is_readable(summary.segment, summary.generation);
             self.index.segment_sealed(summary);
         }
         self.signals.index.ring();

@@ -65,13 +65,19 @@ impl Disk for VolumeDisk {
             }
             match operation {
                 Operation::Read { offset, buffer } => {
-                    reads.push(ReadJob { offset: *offset, buffer, result });
+                    reads.push(ReadJob {
+                        offset: *offset,
+                        buffer,
+                        result,
+                    });
                 }
                 Operation::Write { offset, data } => {
                     *result = self.engine.write(&self.volume, *offset, data);
                 }
                 Operation::Discard { offset, length } => {
-                    let zeroed = self.engine.zero(&self.volume, *offset, *length, Entry::HOLE);
+                    let zeroed = self
+                        .engine
+                        .zero(&self.volume, *offset, *length, Entry::HOLE);
                     *result = match zeroed {
                         // Forgetting is best effort for the odd ends of a range
                         // once the pool is full.
@@ -79,8 +85,16 @@ impl Disk for VolumeDisk {
                         other => other,
                     };
                 }
-                Operation::WriteZeroes { offset, length, keep_allocated } => {
-                    let entry = if *keep_allocated { Entry::ZERO } else { Entry::HOLE };
+                Operation::WriteZeroes {
+                    offset,
+                    length,
+                    keep_allocated,
+                } => {
+                    let entry = if *keep_allocated {
+                        Entry::ZERO
+                    } else {
+                        Entry::HOLE
+                    };
                     *result = self.engine.zero(&self.volume, *offset, *length, entry);
                 }
                 Operation::Prefetch { offset, length } => {
@@ -139,7 +153,11 @@ fn in_range(offset: u64, length: u64, size: u64) -> Result<(), DiskError> {
     if offset.checked_add(length).is_some_and(|end| end <= size) {
         Ok(())
     } else {
-        Err(DiskError::OutOfRange { offset, length, size })
+        Err(DiskError::OutOfRange {
+            offset,
+            length,
+            size,
+        })
     }
 }
 
@@ -164,12 +182,7 @@ impl VolumeDisk {
 
 impl Engine {
     /// Writes any byte range within the volume.
-    pub(crate) fn write(
-        &self,
-        volume: &Volume,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), DiskError> {
+    pub(crate) fn write(&self, volume: &Volume, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         let chunk = u64::from(volume.chunk_bytes);
         let mut at = offset;
         let mut rest = data;
@@ -182,10 +195,14 @@ impl Engine {
                 rest.len().min((chunk - within) as usize)
             };
             let (piece, after) = rest.split_at(length);
-            let done = if within == 0 && length as u64 % chunk == 0 {
+            let done = if within == 0 && (length as u64).is_multiple_of(chunk) {
                 self.write_whole(volume, at / chunk, piece)
             } else {
-                let patch = Patch { from: within as usize, bytes: Some(piece), length };
+                let patch = Patch {
+                    from: within as usize,
+                    bytes: Some(piece),
+                    length,
+                };
                 self.write_partial(volume, at / chunk, &patch)
             };
             done.map_err(|error| error.to_disk_error())?;
@@ -219,7 +236,11 @@ impl Engine {
             let token = registration.token();
             let mut result = Ok(());
             let offset = index * u64::from(volume.chunk_bytes);
-            let job = ReadJob { offset, buffer: &mut chunk, result: &mut result };
+            let job = ReadJob {
+                offset,
+                buffer: &mut chunk,
+                result: &mut result,
+            };
             self.read_jobs(volume, &mut [job]);
             if let Err(DiskError::Io(reason)) = result {
                 return Err(EngineError::new(crate::error::ErrorKind::Io, reason));
@@ -252,23 +273,38 @@ impl Engine {
         let size = volume.state.read().size_bytes;
         let end = offset + length;
         // The last chunk of the volume counts as whole up to the volume's end.
-        let last_end = if end == size { end.next_multiple_of(chunk) } else { end };
+        let last_end = if end == size {
+            end.next_multiple_of(chunk)
+        } else {
+            end
+        };
         let first = offset.div_ceil(chunk);
         let beyond = last_end / chunk;
         let convert = |error: EngineError| error.to_disk_error();
         if first < beyond {
-            self.fill_map(volume, first, beyond - first, entry).map_err(convert)?;
+            self.fill_map(volume, first, beyond - first, entry)
+                .map_err(convert)?;
         }
         let head_end = end.min(first * chunk);
         if offset < head_end {
             let length = (head_end - offset) as usize;
-            let patch = Patch { from: (offset % chunk) as usize, bytes: None, length };
-            self.write_partial(volume, offset / chunk, &patch).map_err(convert)?;
+            let patch = Patch {
+                from: (offset % chunk) as usize,
+                bytes: None,
+                length,
+            };
+            self.write_partial(volume, offset / chunk, &patch)
+                .map_err(convert)?;
         }
         let tail = beyond * chunk;
         if tail >= first * chunk && tail < end {
-            let patch = Patch { from: 0, bytes: None, length: (end - tail) as usize };
-            self.write_partial(volume, beyond, &patch).map_err(convert)?;
+            let patch = Patch {
+                from: 0,
+                bytes: None,
+                length: (end - tail) as usize,
+            };
+            self.write_partial(volume, beyond, &patch)
+                .map_err(convert)?;
         }
         Ok(())
     }
@@ -283,7 +319,11 @@ impl Engine {
         while at < end {
             let length = (end - at).min(buffer.len() as u64) as usize;
             let mut result = Ok(());
-            let job = ReadJob { offset: at, buffer: &mut buffer[..length], result: &mut result };
+            let job = ReadJob {
+                offset: at,
+                buffer: &mut buffer[..length],
+                result: &mut result,
+            };
             self.read_jobs(volume, &mut [job]);
             at += length as u64;
         }
@@ -310,14 +350,19 @@ impl<'a> Registration<'a> {
     }
 
     fn token(&self) -> PartialToken {
-        PartialToken { version: self.engine.state.lock().partial[&self.key].version }
+        PartialToken {
+            version: self.engine.state.lock().partial[&self.key].version,
+        }
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let mut state = self.engine.state.lock();
-        let mark = state.partial.get_mut(&self.key).expect("registered until dropped");
+        let mark = state
+            .partial
+            .get_mut(&self.key)
+            .expect("registered until dropped");
         mark.writers -= 1;
         if mark.writers == 0 {
             state.partial.remove(&self.key);

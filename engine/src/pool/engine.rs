@@ -23,11 +23,14 @@ use tessera_dedup::{
     ChunkReader, FingerprintIndex,
     segment::{Appender, SegmentTable, StripeGeometry, StripeWriter},
 };
-use tessera_raid::{Array, device::{AlignedBuf, BufferPool}};
+use tessera_raid::{
+    Array,
+    device::{AlignedBuf, BufferPool},
+};
 
 use super::{
-    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState, reclaim::ReclaimState, signals::Signals,
-    volume::Volume,
+    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState,
+    reclaim::ReclaimState, signals::Signals, volume::Volume,
 };
 use crate::{
     disk::FlushDone,
@@ -200,9 +203,14 @@ impl Engine {
     }
 
     pub(crate) fn volume_by_name(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
-        self.volumes.read().by_name.get(name).cloned().ok_or_else(|| {
-            EngineError::new(ErrorKind::NotFound, format!("There is no volume {name:?}"))
-        })
+        self.volumes
+            .read()
+            .by_name
+            .get(name)
+            .cloned()
+            .ok_or_else(|| {
+                EngineError::new(ErrorKind::NotFound, format!("There is no volume {name:?}"))
+            })
     }
 
     /// Moves what happened to segments into the journal's records.

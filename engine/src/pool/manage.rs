@@ -41,7 +41,10 @@ fn check_size(bytes: u64) -> Result<(), EngineError> {
 impl Engine {
     fn check_writable(&self) -> Result<(), EngineError> {
         if self.read_only {
-            return Err(EngineError::new(ErrorKind::ReadOnly, "The pool is open read-only"));
+            return Err(EngineError::new(
+                ErrorKind::ReadOnly,
+                "The pool is open read-only",
+            ));
         }
         self.check_usable()
     }
@@ -110,12 +113,10 @@ impl Engine {
         check_size(size_bytes)?;
         let volume = self.volume_by_name(name)?;
         let old = volume.state.read().size_bytes;
-        if size_bytes < old {
-            if !force {
-                return Err(invalid(format!(
-                    "Volume {name:?} has {old} bytes: making it smaller destroys data, use --force"
-                )));
-            }
+        if size_bytes < old && !force {
+            return Err(invalid(format!(
+                "Volume {name:?} has {old} bytes: making it smaller destroys data, use --force"
+            )));
         }
         // The odd end first: should it fail, nothing has been cut off yet.
         let chunk = u64::from(volume.chunk_bytes);
@@ -145,14 +146,18 @@ impl Engine {
         if from >= to {
             return Ok(());
         }
-        self.zero(volume, from, to - from, Entry::HOLE).map_err(|error| {
-            // A lack of space passes; whoever decides by the kind must see it.
-            let kind = match error {
-                DiskError::NoSpace => ErrorKind::NoSpace,
-                _ => ErrorKind::Io,
-            };
-            EngineError::new(kind, format!("The cut-off range cannot be cleared: {error}"))
-        })
+        self.zero(volume, from, to - from, Entry::HOLE)
+            .map_err(|error| {
+                // A lack of space passes; whoever decides by the kind must see it.
+                let kind = match error {
+                    DiskError::NoSpace => ErrorKind::NoSpace,
+                    _ => ErrorKind::Io,
+                };
+                EngineError::new(
+                    kind,
+                    format!("The cut-off range cannot be cleared: {error}"),
+                )
+            })
     }
 
     pub(crate) fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
@@ -207,7 +212,12 @@ impl Engine {
 
     pub(crate) fn volume_infos(&self) -> Vec<VolumeInfo> {
         self.refresh_counts();
-        self.volumes.read().by_name.values().map(|volume| volume.record().info()).collect()
+        self.volumes
+            .read()
+            .by_name
+            .values()
+            .map(|volume| volume.record().info())
+            .collect()
     }
 
     pub(crate) fn volume_info(&self, name: &str) -> Result<VolumeInfo, EngineError> {
@@ -232,11 +242,20 @@ impl Engine {
         let failed = self.failure.lock().is_some();
         let counts = self.table.counts();
         let usage = self.usage();
-        let volumes: Vec<VolumeInfo> =
-            self.volumes.read().by_id.values().map(|volume| volume.record().info()).collect();
+        let volumes: Vec<VolumeInfo> = self
+            .volumes
+            .read()
+            .by_id
+            .values()
+            .map(|volume| volume.record().info())
+            .collect();
         let logical_bytes: u64 = volumes.iter().map(|volume| volume.logical_bytes).sum();
         let ratio = |above: u64, below: u64| {
-            if above == 0 || below == 0 { 1.0 } else { above as f64 / below as f64 }
+            if above == 0 || below == 0 {
+                1.0
+            } else {
+                above as f64 / below as f64
+            }
         };
         let members = array.members.iter().map(|member| MemberStatus {
             index: u32::from(member.index.0),

@@ -91,7 +91,11 @@ pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { read_only: false, memory_bytes: DEFAULT_MEMORY_BYTES, io: IoChoice::Auto }
+        Self {
+            read_only: false,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
+            io: IoChoice::Auto,
+        }
     }
 }
 
@@ -158,7 +162,10 @@ impl Pool {
     /// One sentence; nothing was written if the members do not make a pool.
     pub fn open(directory: &Path, options: &PoolOptions) -> Result<Arc<Self>, EngineError> {
         if options.memory_bytes < MIN_MEMORY_BYTES {
-            let message = format!("The memory budget is at least {} MiB", MIN_MEMORY_BYTES >> 20);
+            let message = format!(
+                "The memory budget is at least {} MiB",
+                MIN_MEMORY_BYTES >> 20
+            );
             return Err(EngineError::new(ErrorKind::InvalidArgument, message));
         }
         let backend = options.io.backend()?;
@@ -172,7 +179,10 @@ impl Pool {
         let threads = Threads::start(&engine).map_err(|error| {
             EngineError::new(ErrorKind::Io, "Cannot start threads").caused_by(error)
         })?;
-        Ok(Arc::new(Self { engine, threads: Mutex::new(Some(threads)) }))
+        Ok(Arc::new(Self {
+            engine,
+            threads: Mutex::new(Some(threads)),
+        }))
     }
 
     /// Makes `DIR/pool.toml` anew from members alone, in any order, by any path.
@@ -187,7 +197,10 @@ impl Pool {
     ) -> Result<PoolStatus, EngineError> {
         let backend = io.backend()?;
         if members.is_empty() {
-            return Err(EngineError::new(ErrorKind::InvalidArgument, "Name at least one member"));
+            return Err(EngineError::new(
+                ErrorKind::InvalidArgument,
+                "Name at least one member",
+            ));
         }
         let mut made = Made::default();
         made.directory(directory)?;
@@ -195,7 +208,11 @@ impl Pool {
         if !file.path().exists() {
             made.files.push(file.path());
         }
-        let options = OpenOptions { force, lock_patience: LOCK_PATIENCE, ..OpenOptions::default() };
+        let options = OpenOptions {
+            force,
+            lock_patience: LOCK_PATIENCE,
+            ..OpenOptions::default()
+        };
         let array = Array::open(backend, &absolute(members)?, Box::new(file), &options)?;
         let engine_options = EngineOptions::new(MIN_MEMORY_BYTES);
         let engine = Engine::open(array, &engine_options)?;
@@ -302,9 +319,16 @@ pub(crate) fn open_array(
         );
         EngineError::new(ErrorKind::NotFound, message)
     })?;
-    let members: Vec<PathBuf> = witness.members.into_iter().map(|member| member.path).collect();
-    let options =
-        OpenOptions { read_only, lock_patience: LOCK_PATIENCE, ..OpenOptions::default() };
+    let members: Vec<PathBuf> = witness
+        .members
+        .into_iter()
+        .map(|member| member.path)
+        .collect();
+    let options = OpenOptions {
+        read_only,
+        lock_patience: LOCK_PATIENCE,
+        ..OpenOptions::default()
+    };
     Ok(Array::open(backend, &members, Box::new(file), &options)?)
 }
 
@@ -324,8 +348,7 @@ fn sizes_for(
     };
     let unit = spec.stripe_unit_bytes;
     if !unit.is_power_of_two() || !(4 << 10..=1 << 20).contains(&unit) {
-        let message =
-            format!("A stripe unit of {unit} bytes is no power of two between 4K and 1M");
+        let message = format!("A stripe unit of {unit} bytes is no power of two between 4K and 1M");
         return Err(EngineError::new(ErrorKind::InvalidArgument, message));
     }
     let units = data_units(members.len() as u64).max(1);
@@ -367,7 +390,10 @@ fn smallest_member(backend: &dyn Backend, members: &[PathBuf]) -> Result<u64, En
         backend.close(handle);
         Ok(size)
     };
-    let sizes = members.iter().map(size).collect::<Result<Vec<u64>, EngineError>>()?;
+    let sizes = members
+        .iter()
+        .map(size)
+        .collect::<Result<Vec<u64>, EngineError>>()?;
     Ok(sizes.into_iter().min().unwrap_or(0))
 }
 
@@ -417,4 +443,3 @@ impl Drop for Made {
         }
     }
 }
-

@@ -88,7 +88,10 @@ pub(crate) fn new_record(epochs: &EpochSource) -> EngineRecord {
 
 /// A new chain under a new epoch, at the start of the ring.
 pub(crate) fn chain_start(epochs: &EpochSource) -> ChainPoint {
-    ChainPoint { epoch: Epoch(epochs()), ..ChainPoint::default() }
+    ChainPoint {
+        epoch: Epoch(epochs()),
+        ..ChainPoint::default()
+    }
 }
 
 impl Engine {
@@ -112,7 +115,10 @@ impl Engine {
         }
         let generations = Generations::new(first_generation, unclean.generation_limit);
 
-        let table = Arc::new(SegmentTable::new(array.slot_count(), array.current_layout().id));
+        let table = Arc::new(SegmentTable::new(
+            array.slot_count(),
+            array.current_layout().id,
+        ));
         let budget = Budget::of(options.memory_bytes, array.stripe_data_bytes());
         let (mut appender, writer, unwritten) = pipeline(&array, &table, generations);
         appender.set_membership(array.membership_epoch());
@@ -144,7 +150,11 @@ impl Engine {
         let next_volume_id = roots.page.next_volume_id;
         let volumes = load_volumes(&reader, &roots.page)?;
         let roots = Roots {
-            volumes: volumes.by_id.values().map(|volume| volume.state.read().tree).collect(),
+            volumes: volumes
+                .by_id
+                .values()
+                .map(|volume| volume.state.read().tree)
+                .collect(),
             ..roots
         };
         let geometry = StripeGeometry {
@@ -164,7 +174,10 @@ impl Engine {
             epochs: Epochs::default(),
             accounting: Mutex::default(),
             reclaim: Mutex::default(),
-            checkpoint: Mutex::new(CheckpointState { roots: Arc::new(roots), record: unclean }),
+            checkpoint: Mutex::new(CheckpointState {
+                roots: Arc::new(roots),
+                record: unclean,
+            }),
             commit: Mutex::new(CommitState::new(ring)),
             state: Mutex::new(AppendState {
                 sequence: record.sequence,
@@ -214,18 +227,24 @@ impl Engine {
                 continue;
             }
             let stream = record.stream();
-            let end = stream.map(|stream| ends[stream.index()]).filter(|end| {
-                end.segment == id && end.generation == record.generation && resume
-            });
-            let records = self.read_summary(id, &record).map(|summary| summary.records);
+            let end = stream
+                .map(|stream| ends[stream.index()])
+                .filter(|end| end.segment == id && end.generation == record.generation && resume);
+            let records = self
+                .read_summary(id, &record)
+                .map(|summary| summary.records);
             match (stream, end, records) {
                 (Some(stream), Some(end), records) if !self.read_only => {
                     let records = records.unwrap_or_default();
                     if stream == Stream::Data {
                         self.remember_fresh(record.generation, &records);
                     }
-                    let record = SegmentRecord { closed_bytes: end.closed_bytes, ..record };
-                    self.table.update(id, |kept| kept.closed_bytes = end.closed_bytes);
+                    let record = SegmentRecord {
+                        closed_bytes: end.closed_bytes,
+                        ..record
+                    };
+                    self.table
+                        .update(id, |kept| kept.closed_bytes = end.closed_bytes);
                     state.appender.resume(stream, id, record, records);
                 }
                 _ => self.dead_end(&mut state, id, record.closed_bytes, None),
@@ -246,11 +265,9 @@ impl Engine {
             record.state = SegmentState::Sealed;
             record.closed_bytes = closed_bytes;
             if let Some(summary) = &summary {
-                let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-                record.chunks = count(summary.records.len());
+                record.chunks = u32::try_from(summary.records.len()).unwrap_or(u32::MAX);
                 record.stored_bytes = summary.records.iter().map(|r| r.entry.stored).sum();
-                record.logical_bytes =
-                    summary.records.iter().map(|r| u64::from(r.logical)).sum();
+                record.logical_bytes = summary.records.iter().map(|r| u64::from(r.logical)).sum();
             }
         });
         state.recovered.extend(summary);
@@ -263,7 +280,11 @@ impl Engine {
     ) {
         for record in records {
             if let Some(fingerprint) = record.fingerprint {
-                let hit = Hit { entry: record.entry, generation, logical: record.logical };
+                let hit = Hit {
+                    entry: record.entry,
+                    generation,
+                    logical: record.logical,
+                };
                 self.index.fresh_insert(fingerprint, hit);
             }
         }
@@ -286,8 +307,11 @@ impl Engine {
         self.array.read(&mut reads);
         let [read] = reads;
         read.outcome.ok()?;
-        let expected =
-            SummaryId { pool: self.array.uuid(), segment: id, generation: record.generation };
+        let expected = SummaryId {
+            pool: self.array.uuid(),
+            segment: id,
+            generation: record.generation,
+        };
         tessera_dedup::summary::decode_blocks(&read.buffer, &expected).ok()
     }
 
@@ -315,21 +339,31 @@ fn load_roots(
 ) -> Result<Roots, EngineError> {
     let Some(pointer) = &record.root else {
         let page = RootPage::empty(array.uuid());
-        return Ok(Roots { page, pointer: None, volumes: Vec::new() });
+        return Ok(Roots {
+            page,
+            pointer: None,
+            volumes: Vec::new(),
+        });
     };
     let placed = PlacedPage {
         entry: pointer.entry,
         generation: pointer.generation,
         placement: pointer.placement.clone(),
     };
-    let bytes = reader.read_placed(&[placed]).pop().expect("one answer").map_err(|error| {
-        EngineError::damaged("The root page cannot be read").caused_by(error)
-    })?;
+    let bytes = reader
+        .read_placed(&[placed])
+        .pop()
+        .expect("one answer")
+        .map_err(|error| EngineError::damaged("The root page cannot be read").caused_by(error))?;
     let page = RootPage::decode(&bytes)
         .filter(|page| page.pool == array.uuid() && page.checkpoint == record.checkpoint)
         .ok_or_else(|| EngineError::damaged("The root page is not this pool's"))?;
     load_table(&page, reader, table)?;
-    Ok(Roots { page, pointer: Some(pointer.clone()), volumes: Vec::new() })
+    Ok(Roots {
+        page,
+        pointer: Some(pointer.clone()),
+        volumes: Vec::new(),
+    })
 }
 
 /// Fills a table from a root page's tree and overlay.
@@ -343,13 +377,19 @@ pub(crate) fn load_table(
         if id.is_some_and(|id| table.load(id, record)) {
             Ok(())
         } else {
-            Err(EngineError::damaged(format!("Segment {number} does not exist on the members")))
+            Err(EngineError::damaged(format!(
+                "Segment {number} does not exist on the members"
+            )))
         }
     };
     map::for_each_record(&page.segments, &Pages(reader), |number, bytes| {
-        let record = bytes.try_into().ok().and_then(SegmentRecord::decode).ok_or_else(|| {
-            EngineError::damaged(format!("The record of segment {number} is malformed"))
-        })?;
+        let record = bytes
+            .try_into()
+            .ok()
+            .and_then(SegmentRecord::decode)
+            .ok_or_else(|| {
+                EngineError::damaged(format!("The record of segment {number} is malformed"))
+            })?;
         load(number, record)
     })?;
     for (id, record) in &page.overlay {

@@ -29,13 +29,20 @@ impl PageSource for Pages<'_> {
         let wide = pointers.iter().any(|pointer| pointer.wide.is_some());
         let results = if wide {
             let placed: Vec<PlacedPage> = pointers.iter().filter_map(placed).collect();
-            assert_eq!(placed.len(), pointers.len(), "a tree's pointers are all wide or none");
+            assert_eq!(
+                placed.len(),
+                pointers.len(),
+                "a tree's pointers are all wide or none"
+            );
             self.0.read_placed(&placed)
         } else {
             let entries: Vec<Entry> = pointers.iter().map(|pointer| pointer.entry).collect();
             self.0.read_page(&entries)
         };
-        results.into_iter().map(|result| result.map_err(store_error)).collect()
+        results
+            .into_iter()
+            .map(|result| result.map_err(store_error))
+            .collect()
     }
 }
 
@@ -43,7 +50,10 @@ fn placed(pointer: &Pointer) -> Option<PlacedPage> {
     pointer.wide.map(|wide| PlacedPage {
         entry: pointer.entry,
         generation: wide.generation,
-        placement: Placement { layout: wide.layout, slots: Slots::Equal(wide.slot) },
+        placement: Placement {
+            layout: wide.layout,
+            slots: Slots::Equal(wide.slot),
+        },
     })
 }
 
@@ -61,7 +71,11 @@ pub(crate) struct MapAppender<'a> {
 
 impl<'a> MapAppender<'a> {
     pub(crate) fn new(engine: &'a Engine) -> Self {
-        Self { engine, spare: Vec::new(), pages_written: 0 }
+        Self {
+            engine,
+            spare: Vec::new(),
+            pages_written: 0,
+        }
     }
 
     /// Appends one 4 KiB block and says where it went.
@@ -88,7 +102,11 @@ impl<'a> MapAppender<'a> {
             .append(Stream::Map, &chunk, &mut self.spare, sequence)
             .map_err(|full| no_space().caused_by(full))?;
         drop(state);
-        let record = self.engine.table.record(appended.entry.segment).expect("just written");
+        let record = self
+            .engine
+            .table
+            .record(appended.entry.segment)
+            .expect("just written");
         self.pages_written += 1;
         Ok((appended.entry, appended.generation, record))
     }
@@ -103,7 +121,11 @@ impl<'a> MapAppender<'a> {
         self.reserve_run(u32::from(count))?;
         let mut extent = tessera_dedup::segment::SummaryExtent::default();
         for (number, block) in (0u64..).zip(blocks.chunks_exact(PAGE_BYTES)) {
-            let owner = Owner { level: 0, index: number, ..owner };
+            let owner = Owner {
+                level: 0,
+                index: number,
+                ..owner
+            };
             let (entry, _, _) = self.append(EntryKind::Raw, owner, block)?;
             if number == 0 {
                 extent.segment = entry.segment;
@@ -115,7 +137,12 @@ impl<'a> MapAppender<'a> {
     }
 
     pub(crate) fn reserve_run(&mut self, blocks: u32) -> Result<(), EngineError> {
-        let reserved = self.engine.state.lock().appender.reserve_run(Stream::Map, blocks);
+        let reserved = self
+            .engine
+            .state
+            .lock()
+            .appender
+            .reserve_run(Stream::Map, blocks);
         reserved.map_err(|full| no_space().caused_by(full))
     }
 
@@ -140,7 +167,11 @@ fn no_space() -> EngineError {
 
 impl PageSink for MapAppender<'_> {
     fn write(&mut self, owner: PageOwner, page: &PageBytes) -> Result<Pointer, StoreError> {
-        let owned = Owner { tree: owner.tree, level: owner.level + 1, index: owner.index };
+        let owned = Owner {
+            tree: owner.tree,
+            level: owner.level + 1,
+            index: owner.index,
+        };
         let (entry, generation, record) =
             self.append(EntryKind::Page, owned, page).map_err(|error| {
                 let kind = match error.kind() {
@@ -150,8 +181,17 @@ impl PageSink for MapAppender<'_> {
                 };
                 StoreError::caused_by(kind, error)
             })?;
-        self.engine.reader.remember_page(entry, generation, Arc::new(*page));
-        let wide = Wide { layout: record.layout, slot: record.slot, generation };
-        Ok(Pointer { entry, wide: Some(wide) })
+        self.engine
+            .reader
+            .remember_page(entry, generation, Arc::new(*page));
+        let wide = Wide {
+            layout: record.layout,
+            slot: record.slot,
+            generation,
+        };
+        Ok(Pointer {
+            entry,
+            wide: Some(wide),
+        })
     }
 }

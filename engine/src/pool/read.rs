@@ -4,11 +4,7 @@
 use tessera_dedup::{ChunkRead, Entry};
 
 use super::{engine::Engine, pages::Pages, volume::Volume};
-use crate::{
-    disk::DiskError,
-    error::EngineError,
-    map,
-};
+use crate::{disk::DiskError, error::EngineError, map};
 
 /// Bytes read from the members with one submission.
 const ROUND_BYTES: usize = 4 << 20;
@@ -31,7 +27,11 @@ impl Engine {
                 bytes += job.buffer.len();
                 bytes <= ROUND_BYTES
             };
-            let count = jobs[from..].iter().take_while(|job| fits(job)).count().max(1);
+            let count = jobs[from..]
+                .iter()
+                .take_while(|job| fits(job))
+                .count()
+                .max(1);
             self.read_round(volume, &mut jobs[from..from + count]);
             from += count;
         }
@@ -63,7 +63,11 @@ impl Engine {
         let mut results = Vec::with_capacity(jobs.len());
         let mut entries = entries.into_iter();
         for (number, (job, (_, count))) in jobs.iter_mut().zip(&ranges).enumerate() {
-            let ReadJob { offset, buffer, result } = job;
+            let ReadJob {
+                offset,
+                buffer,
+                result,
+            } = job;
             results.push(result);
             let mut rest: &mut [u8] = buffer;
             let mut within =
@@ -110,9 +114,13 @@ impl Engine {
         }
         let tree = state.tree;
         drop(state);
-        let mut entries: Vec<Entry> =
-            found.iter().map(|entry| entry.unwrap_or(Entry::HOLE)).collect();
-        let indices = ranges.iter().flat_map(|(first, count)| *first..*first + *count as u64);
+        let mut entries: Vec<Entry> = found
+            .iter()
+            .map(|entry| entry.unwrap_or(Entry::HOLE))
+            .collect();
+        let indices = ranges
+            .iter()
+            .flat_map(|(first, count)| *first..*first + *count as u64);
         let (missing, places): (Vec<u64>, Vec<usize>) = indices
             .zip(0..total)
             .filter(|(_, place)| found[*place].is_none())

@@ -20,12 +20,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tessera_dedup::{Generation, segment::SegmentState};
 use tessera_raid::SegmentId;
 
-use super::{
-    CheckpointKind,
-    checkpoint::Roots,
-    engine::Engine,
-    pages::Pages,
-};
+use super::{CheckpointKind, checkpoint::Roots, engine::Engine, pages::Pages};
 use crate::{
     error::{EngineError, ErrorKind},
     map::{Tree, Visit, Walker},
@@ -166,7 +161,10 @@ impl Engine {
                 named.insert(record.summary.segment);
             }
         }
-        Ok(candidates.into_iter().filter(|(id, _)| !named.contains(id)).collect())
+        Ok(candidates
+            .into_iter()
+            .filter(|(id, _)| !named.contains(id))
+            .collect())
     }
 
     fn walk(&self, tree: Tree, named: &mut BTreeSet<SegmentId>) -> Result<(), EngineError> {

@@ -50,7 +50,11 @@ impl Engine {
         tracing::info!(batches = chain.batches.len(), "Recovering");
         self.state.lock().replaying = true;
         let learned = self.learn(&chain.batches)?;
-        let mut replay = Replay { engine: self, learned: &learned, moved: HashMap::new() };
+        let mut replay = Replay {
+            engine: self,
+            learned: &learned,
+            moved: HashMap::new(),
+        };
         for batch in &chain.batches {
             for found in Records::new(&batch.payload) {
                 let found = found.ok_or_else(|| malformed(batch))?;
@@ -62,11 +66,19 @@ impl Engine {
             state.sequence = last.header.last_sequence;
         }
         self.durable.store(state.sequence, Ordering::Release);
-        let now_open: Vec<SegmentId> =
-            state.appender.positions().iter().map(|position| position.segment).collect();
+        let now_open: Vec<SegmentId> = state
+            .appender
+            .positions()
+            .iter()
+            .map(|position| position.segment)
+            .collect();
         for (id, record) in self.table.live() {
             if record.state == SegmentState::Open && !now_open.contains(&id) {
-                let closed = learned.closed.get(&id).copied().unwrap_or(record.closed_bytes);
+                let closed = learned
+                    .closed
+                    .get(&id)
+                    .copied()
+                    .unwrap_or(record.closed_bytes);
                 let summary = self.recovered_summary(&learned, id, closed);
                 self.dead_end(&mut state, id, closed, summary);
             }
@@ -97,8 +109,17 @@ impl Engine {
                         self.load_segment(id, record)?;
                         learned.closed.insert(id, self.geometry.segment_bytes);
                     }
-                    Record::Bytes { segment, position, bytes, .. } => {
-                        learned.bytes.entry(segment).or_default().insert(position, bytes);
+                    Record::Bytes {
+                        segment,
+                        position,
+                        bytes,
+                        ..
+                    } => {
+                        learned
+                            .bytes
+                            .entry(segment)
+                            .or_default()
+                            .insert(position, bytes);
                     }
                     Record::Appended(record) => {
                         let of_segment = learned.appended.entry(record.entry.segment).or_default();
@@ -145,7 +166,11 @@ impl Engine {
             records.extend(summary.records.iter().map(|r| (r.entry.position, *r)));
         }
         if let Some(appended) = learned.appended.get(&id) {
-            records.extend(appended.iter().map(|(position, record)| (*position, *record)));
+            records.extend(
+                appended
+                    .iter()
+                    .map(|(position, record)| (*position, *record)),
+            );
         }
         records.retain(|position, record| position + record.entry.stored <= closed_bytes);
         (!records.is_empty()).then(|| Summary {
@@ -169,7 +194,11 @@ impl Replay<'_, '_> {
     fn apply(&mut self, record: Record<'_>) -> Result<(), EngineError> {
         let volumes = &self.engine.volumes;
         match record {
-            Record::Map { volume, first, entries } => {
+            Record::Map {
+                volume,
+                first,
+                entries,
+            } => {
                 let Some(volume) = volumes.read().by_id.get(&volume).cloned() else {
                     return Err(unknown_volume(volume));
                 };
@@ -181,7 +210,12 @@ impl Replay<'_, '_> {
                 self.engine.state.lock().active_pages +=
                     super::space::pages_for(translated.len() as u64);
             }
-            Record::Fill { volume, first, count, entry } => {
+            Record::Fill {
+                volume,
+                first,
+                count,
+                entry,
+            } => {
                 let Some(volume) = volumes.read().by_id.get(&volume).cloned() else {
                     return Err(unknown_volume(volume));
                 };
@@ -247,8 +281,11 @@ impl Replay<'_, '_> {
                 entry.position, entry.stored, entry.segment.0
             ))
         })?;
-        let described =
-            self.learned.appended.get(&entry.segment).and_then(|of| of.get(&entry.position));
+        let described = self
+            .learned
+            .appended
+            .get(&entry.segment)
+            .and_then(|of| of.get(&entry.position));
         let moved = self.append(volume, &entry, bytes, described)?;
         self.moved.insert(key, moved);
         Ok(moved)
@@ -275,7 +312,10 @@ impl Replay<'_, '_> {
         // A read-only pool keeps its stripes in memory for good, bounded by
         // the journal's size.
         let mut spare = if self.engine.read_only {
-            vec![AlignedBuf::zeroed(stripe_bytes), AlignedBuf::zeroed(stripe_bytes)]
+            vec![
+                AlignedBuf::zeroed(stripe_bytes),
+                AlignedBuf::zeroed(stripe_bytes),
+            ]
         } else {
             self.engine.take_stripe_buffers(2)?
         };
@@ -310,9 +350,14 @@ impl Replay<'_, '_> {
 }
 
 fn malformed(batch: &Batch) -> EngineError {
-    EngineError::damaged(format!("Journal batch {} holds a malformed record", batch.header.number))
+    EngineError::damaged(format!(
+        "Journal batch {} holds a malformed record",
+        batch.header.number
+    ))
 }
 
 fn unknown_volume(id: u64) -> EngineError {
-    EngineError::damaged(format!("The journal names volume {id}, which does not exist"))
+    EngineError::damaged(format!(
+        "The journal names volume {id}, which does not exist"
+    ))
 }

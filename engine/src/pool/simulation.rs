@@ -8,12 +8,7 @@ use std::sync::Arc;
 use tessera_dedup::segment::SegmentState;
 use tessera_raid::Array;
 
-use super::{
-    CheckpointKind, EngineOptions,
-    disk::PoolCatalog,
-    engine::Engine,
-    open::new_record,
-};
+use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, open::new_record};
 use crate::{
     api::{PoolStatus, VolumeInfo, VolumeSpec},
     disk::{Disk, DiskCatalog, DiskError},
@@ -36,7 +31,9 @@ impl Simulated {
     /// # Errors
     /// As for a real pool.
     pub fn open(array: Array, options: &EngineOptions) -> Result<Self, EngineError> {
-        Ok(Self { engine: Engine::open(array, options)? })
+        Ok(Self {
+            engine: Engine::open(array, options)?,
+        })
     }
 
     /// A volume as a disk. Its flushes complete inside the call.
@@ -147,8 +144,14 @@ impl Simulated {
     /// it is still being filled.
     pub fn segments(&self) -> Vec<(u32, u64, bool)> {
         let live = self.engine.table.live().into_iter();
-        live.map(|(id, record)| (id.0, record.generation.0, record.state == SegmentState::Open))
-            .collect()
+        live.map(|(id, record)| {
+            (
+                id.0,
+                record.generation.0,
+                record.state == SegmentState::Open,
+            )
+        })
+        .collect()
     }
 
     /// Why the pool has stopped accepting writes, if it has.

@@ -31,7 +31,9 @@ pub(crate) struct Admission<'a> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        self.engine.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.engine
+            .in_flight_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -47,7 +49,10 @@ impl Engine {
     pub(crate) fn admit(&self, bytes: u64, chunks: u64) -> Result<Admission<'_>, EngineError> {
         let needed = bytes + pages_for(chunks) * BLOCK_BYTES as u64;
         self.in_flight_bytes.fetch_add(needed, Ordering::Relaxed);
-        let admission = Admission { engine: self, bytes: needed };
+        let admission = Admission {
+            engine: self,
+            bytes: needed,
+        };
         if self.available_bytes().is_some() {
             return Ok(admission);
         }
@@ -95,7 +100,10 @@ impl Engine {
         if fits() || self.reclaim_pass()? && fits() {
             return Ok(());
         }
-        Err(EngineError::new(ErrorKind::NoSpace, "The pool has no room left for map pages"))
+        Err(EngineError::new(
+            ErrorKind::NoSpace,
+            "The pool has no room left for map pages",
+        ))
     }
 
     /// Bytes of unique data that can still be admitted; `None` when what has
@@ -125,10 +133,12 @@ impl Engine {
     /// table, the catalogue and the partial summaries takes, because a free
     /// needs a checkpoint and its follow-up.
     pub(crate) fn reserve_segments(&self) -> u64 {
-        let table_pages = u64::from(self.table.len()).div_ceil(64).div_ceil(4).min(4096);
+        let table_pages = u64::from(self.table.len())
+            .div_ceil(64)
+            .div_ceil(4)
+            .min(4096);
         let volumes = self.volumes.read().by_id.len() as u64;
-        let summary_pages =
-            summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
+        let summary_pages = summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
         let pages = 2 * (table_pages + 2 * volumes + summary_pages + 32);
         4 + (pages * BLOCK_BYTES as u64).div_ceil(self.usable_segment_bytes())
     }

@@ -28,7 +28,10 @@ pub(crate) struct Threads {
 impl Threads {
     pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Self> {
         let stopping = Arc::new(AtomicBool::new(false));
-        let mut threads = Self { stopping, handles: Vec::new() };
+        let mut threads = Self {
+            stopping,
+            handles: Vec::new(),
+        };
         threads.spawn(engine, "tsr-writer", write_stripes)?;
         threads.spawn(engine, "tsr-commit", commit)?;
         threads.spawn(engine, "tsr-maintain", maintain)?;
@@ -53,7 +56,12 @@ impl Threads {
     pub(crate) fn stop(self, engine: &Engine) {
         self.stopping.store(true, Ordering::Release);
         let signals = &engine.signals;
-        for bell in [&signals.writer, &signals.committer, &signals.maintenance, &signals.index] {
+        for bell in [
+            &signals.writer,
+            &signals.committer,
+            &signals.maintenance,
+            &signals.index,
+        ] {
             bell.ring();
         }
         for handle in self.handles {
@@ -84,7 +92,11 @@ fn commit(engine: &Engine, stopping: &AtomicBool) {
     while !stopping.load(Ordering::Acquire) {
         let rung = engine.signals.committer.listen(TICK);
         engine.committer_step();
-        let result = if rung { engine.commit_if_much() } else { engine.timer_step() };
+        let result = if rung {
+            engine.commit_if_much()
+        } else {
+            engine.timer_step()
+        };
         if let Err(error) = result {
             tracing::warn!(%error, "The periodic commit failed");
         }
@@ -101,7 +113,11 @@ fn maintain(engine: &Engine, stopping: &AtomicBool) {
             continue;
         }
         let sequence = engine.state.lock().sequence;
-        idle_ticks = if sequence != last_sequence || rung { 0 } else { idle_ticks + 1 };
+        idle_ticks = if sequence != last_sequence || rung {
+            0
+        } else {
+            idle_ticks + 1
+        };
         last_sequence = sequence;
         if let Err(error) = engine.maintenance_step(idle_ticks >= IDLE_TICKS) {
             tracing::warn!(%error, "Maintenance failed");

@@ -118,7 +118,10 @@ impl Volume {
         if found.iter().any(Option::is_none) {
             map::lookup(&tree, source, first, &mut found)?;
         }
-        Ok(found.into_iter().map(|entry| entry.unwrap_or(Entry::HOLE)).collect())
+        Ok(found
+            .into_iter()
+            .map(|entry| entry.unwrap_or(Entry::HOLE))
+            .collect())
     }
 
     /// What a range of chunks is made of.
@@ -146,7 +149,9 @@ impl VolumeState {
 
     /// Undoes [`Self::freeze`] after a checkpoint that could not be completed.
     pub(crate) fn thaw(&mut self) {
-        let Some(frozen) = self.frozen.take() else { return };
+        let Some(frozen) = self.frozen.take() else {
+            return;
+        };
         let mut older = Arc::try_unwrap(frozen).unwrap_or_else(|shared| (*shared).clone());
         older.absorb(&self.active);
         self.active = older;

@@ -54,9 +54,15 @@ struct Prepared<'a> {
 enum Plan<'a> {
     Hole,
     Hit(Hit),
-    Raw { bytes: &'a [u8], checksum: u32 },
+    Raw {
+        bytes: &'a [u8],
+        checksum: u32,
+    },
     /// A range of the scratch's LZ4 output.
-    Packed { range: std::ops::Range<usize>, checksum: u32 },
+    Packed {
+        range: std::ops::Range<usize>,
+        checksum: u32,
+    },
 }
 
 /// A partial write that must not be overtaken between its read and its change.
@@ -103,12 +109,21 @@ impl Engine {
         scratch: &mut Scratch,
     ) -> Vec<Prepared<'a>> {
         let chunk_bytes = volume.chunk_bytes as usize;
-        let Scratch { compressor, fingerprints, hits, packed } = scratch;
+        let Scratch {
+            compressor,
+            fingerprints,
+            hits,
+            packed,
+        } = scratch;
         packed.clear();
         fingerprints.clear();
         hits.clear();
         let chunks: Vec<&[u8]> = data.chunks_exact(chunk_bytes).collect();
-        let stored: Vec<&[u8]> = chunks.iter().copied().filter(|chunk| !is_zero(chunk)).collect();
+        let stored: Vec<&[u8]> = chunks
+            .iter()
+            .copied()
+            .filter(|chunk| !is_zero(chunk))
+            .collect();
         if dedup == DedupMode::Inline {
             fingerprint_many(&stored, fingerprints);
             hits.resize(stored.len(), None);
@@ -118,13 +133,19 @@ impl Engine {
         let mut next = 0;
         let prepare_one = |chunk: &'a [u8]| {
             if !all_stored && is_zero(chunk) {
-                return Prepared { fingerprint: None, plan: Plan::Hole };
+                return Prepared {
+                    fingerprint: None,
+                    plan: Plan::Hole,
+                };
             }
             let fingerprint = fingerprints.get(next).copied();
             let hit = hits.get(next).copied().flatten();
             next += 1;
             if let Some(hit) = hit.filter(|hit| hit.logical as usize == chunk_bytes) {
-                return Prepared { fingerprint, plan: Plan::Hit(hit) };
+                return Prepared {
+                    fingerprint,
+                    plan: Plan::Hit(hit),
+                };
             }
             if compression == Compression::Lz4
                 && let Some(smaller) = compressor.compress(chunk)
@@ -133,10 +154,19 @@ impl Engine {
                 packed.extend_from_slice(smaller);
                 let checksum = crc32c::crc32c(smaller);
                 let range = start..packed.len();
-                return Prepared { fingerprint, plan: Plan::Packed { range, checksum } };
+                return Prepared {
+                    fingerprint,
+                    plan: Plan::Packed { range, checksum },
+                };
             }
             let checksum = crc32c::crc32c(chunk);
-            Prepared { fingerprint, plan: Plan::Raw { bytes: chunk, checksum } }
+            Prepared {
+                fingerprint,
+                plan: Plan::Raw {
+                    bytes: chunk,
+                    checksum,
+                },
+            }
         };
         chunks.iter().copied().map(prepare_one).collect()
     }
@@ -149,12 +179,14 @@ impl Engine {
         packed: &[u8],
         token: Option<&PartialToken>,
     ) -> Result<Outcome, EngineError> {
-        let new = chunks.iter().filter(|chunk| {
-            matches!(chunk.plan, Plan::Raw { .. } | Plan::Packed { .. })
-        });
+        let new = chunks
+            .iter()
+            .filter(|chunk| matches!(chunk.plan, Plan::Raw { .. } | Plan::Packed { .. }));
         let needed = match new.count() {
             0 => 0,
-            count => self.geometry.stripes_for(count, volume.chunk_bytes as usize),
+            count => self
+                .geometry
+                .stripes_for(count, volume.chunk_bytes as usize),
         };
         let mut spare = self.take_stripe_buffers(needed)?;
         let mut entries = Vec::with_capacity(chunks.len());
@@ -162,7 +194,10 @@ impl Engine {
         let mut state = self.state.lock();
         self.check_usable()?;
         if let Some(token) = token
-            && state.partial.get(&(volume.id, first)).is_some_and(|m| m.version != token.version)
+            && state
+                .partial
+                .get(&(volume.id, first))
+                .is_some_and(|m| m.version != token.version)
         {
             return Ok(Outcome::Overtaken);
         }
@@ -189,9 +224,19 @@ impl Engine {
                 entries.push(hit.entry);
                 continue;
             }
-            let owner = Owner { tree: volume.id, index, level: 0 };
-            let entry =
-                self.append_chunk(&mut state, volume, stored, chunk.fingerprint, owner, &mut spare)?;
+            let owner = Owner {
+                tree: volume.id,
+                index,
+                level: 0,
+            };
+            let entry = self.append_chunk(
+                &mut state,
+                volume,
+                stored,
+                chunk.fingerprint,
+                owner,
+                &mut spare,
+            )?;
             entries.push(entry);
         }
         self.change_map(&mut state, volume, first, &entries)?;
@@ -224,7 +269,9 @@ impl Engine {
         let appended = state
             .appender
             .append(Stream::Data, &new, spare, sequence)
-            .map_err(|full| EngineError::new(ErrorKind::NoSpace, "The pool is full").caused_by(full))?;
+            .map_err(|full| {
+                EngineError::new(ErrorKind::NoSpace, "The pool is full").caused_by(full)
+            })?;
         let record = tessera_dedup::SummaryRecord {
             fingerprint,
             entry: appended.entry,
@@ -352,7 +399,10 @@ const PENDING_BYTES_NUDGE: u64 = 1 << 20;
 
 fn check_range(volume: &Volume, size: u64, first: u64, count: u64) -> Result<(), EngineError> {
     if volume.is_deleted() {
-        return Err(EngineError::new(ErrorKind::NotFound, "The volume has been deleted"));
+        return Err(EngineError::new(
+            ErrorKind::NotFound,
+            "The volume has been deleted",
+        ));
     }
     let chunks = size.div_ceil(u64::from(volume.chunk_bytes));
     if first.checked_add(count).is_none_or(|end| end > chunks) {
