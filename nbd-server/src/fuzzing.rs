@@ -102,10 +102,7 @@ fn requests(terms: Terms, mut rest: &[u8]) {
                     end.is_some_and(|end| end <= terms.size),
                     "transfers lie in the export"
                 );
-                assert!(
-                    header.length <= u64::try_from(MAX_PAYLOAD_BYTES).unwrap_or(u64::MAX),
-                    "transfers are bounded"
-                );
+                assert!(header.length <= MAX_PAYLOAD_BYTES, "transfers are bounded");
             }
             Ok(Action::Trim { .. } | Action::WriteZeroes { .. }) => {
                 assert!(!terms.read_only, "a read-only export is not changed");
