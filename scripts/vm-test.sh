@@ -103,7 +103,7 @@ show_and_die() {
     die "$*"
 }
 # told LINE: whether the guest has said this.
-told() { tr -d '\r' <"$console" | grep -qx "vm-test: $1"; }
+told() { grep -qx "vm-test: $1"$'\r\\?' "$console"; }
 # await LINE: until the guest says this.
 await() {
     until told "$1"; do
@@ -136,12 +136,12 @@ serve
 
 step "First boot: makes a file system, writes, syncs"
 boot fill
-await 'NOISE 3'
+await 'NOISE 20'
 step "kill -9 of the server and of the machine, while it writes"
 kill_server
 end "$machine"
 machine=
-noise=$(tr -d '\r' <"$console" | grep -cx 'vm-test: NOISE [0-9]*')
+noise=$(grep -c '^vm-test: NOISE [0-9][0-9]*.$' "$console")
 
 step "Second boot: checks what was synced ($noise files of noise too), writes, reboots"
 serve
