@@ -10,10 +10,15 @@ use tessera_raid::Array;
 
 use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, open::new_record};
 use crate::{
-    api::{PoolStatus, VolumeInfo, VolumeSpec},
+    api::{CheckReport, PoolStatus, VolumeInfo, VolumeSpec},
     disk::{Disk, DiskCatalog, DiskError},
     error::EngineError,
 };
+
+/// As [`super::Pool::check`], on an array that was opened read-only.
+pub fn check(array: &Array, data: bool, observer: &dyn super::CheckObserver) -> CheckReport {
+    super::check::check_array(array, data, observer)
+}
 
 /// An engine that only moves when called.
 pub struct Simulated {
