@@ -241,6 +241,8 @@ enum ReleasePhase {
     Clearing,
     /// A durable checkpoint says Free; may be punched once operations ended.
     Cleared,
+    /// Being punched by whoever took it from [`SegmentTable::take_punchable`].
+    Punching,
 }
 
 #[derive(Debug)]
@@ -481,31 +483,31 @@ impl SegmentTable {
             .any(|slot| matches!(slot.phase, ReleasePhase::Fresh | ReleasePhase::Persisted))
     }
 
-    /// Segments that may be punched now: cleared, and `quiesced(epoch)` says
-    /// that every operation begun before their release has ended.
-    pub fn punchable(&self, quiesced: impl Fn(u64) -> bool) -> Vec<(SegmentId, Placement)> {
-        let inner = self.inner.read();
-        let cleared = inner
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.phase == ReleasePhase::Cleared && quiesced(slot.epoch));
-        cleared
-            .map(|(number, slot)| {
-                let segment = SegmentId(u32::try_from(number).expect("made from a u32"));
-                (segment, slot.record.placement())
-            })
-            .collect()
+    /// Takes the segments that may be punched now: cleared, and
+    /// `quiesced(epoch)` says that every operation begun before their release
+    /// has ended. Each goes to one caller, who punches it and then calls
+    /// [`Self::make_free`]: a second one could still be punching when the
+    /// segment is in use again (R9).
+    pub fn take_punchable(&self, quiesced: impl Fn(u64) -> bool) -> Vec<(SegmentId, Placement)> {
+        let mut inner = self.inner.write();
+        let mut taken = Vec::new();
+        for (number, slot) in (0u32..).zip(&mut inner.slots) {
+            if slot.phase == ReleasePhase::Cleared && quiesced(slot.epoch) {
+                slot.phase = ReleasePhase::Punching;
+                taken.push((SegmentId(number), slot.record.placement()));
+            }
+        }
+        taken
     }
 
-    /// Makes a segment from [`Self::punchable`] allocatable.
+    /// Makes a segment from [`Self::take_punchable`] allocatable.
     pub fn make_free(&self, segment: SegmentId) {
         let mut inner = self.inner.write();
         let was = inner.slots[index(segment)];
         assert_eq!(
             was.phase,
-            ReleasePhase::Cleared,
-            "only cleared segments become free"
+            ReleasePhase::Punching,
+            "only punched segments become free"
         );
         inner.uncount(&was);
         inner.slots[index(segment)] = Slot::default();
@@ -633,7 +635,9 @@ impl Inner {
         let encode = |number: u32| {
             let slot = &self.slots[index(SegmentId(number))];
             let record = match slot.phase {
-                ReleasePhase::Clearing | ReleasePhase::Cleared => SegmentRecord::default(),
+                ReleasePhase::Clearing | ReleasePhase::Cleared | ReleasePhase::Punching => {
+                    SegmentRecord::default()
+                }
                 _ => slot.record,
             };
             (SegmentId(number), record.encode())

@@ -127,3 +127,26 @@ fn a_segment_resumed_without_records_ends_like_any_other() {
         assert!(pipe.read(appended) == noise(seed, 4096), "chunk {seed}");
     }
 }
+
+/// R9: a segment is punched by one caller, and before anybody can use it again.
+#[test]
+fn a_cleared_segment_is_punched_once() {
+    let table = SegmentTable::new(4, LayoutId(0));
+    let (id, _) = table.open(Stream::Data, crate::Generation(1), 0, 0).unwrap();
+    table.update(id, |record| record.state = SegmentState::Sealed);
+    table.release(id, 7);
+    // One checkpoint says that it is released, the next one that it is free.
+    for _ in 0..2 {
+        assert!(table.take_punchable(|_| true).is_empty());
+        table.take_dirty();
+        table.checkpoint_is_durable();
+    }
+    assert!(table.take_punchable(|epoch| epoch < 7).is_empty());
+    let taken = table.take_punchable(|epoch| epoch == 7);
+    assert_eq!(taken.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
+    assert!(table.take_punchable(|_| true).is_empty(), "another caller");
+    assert_eq!(table.counts().free, 3);
+    table.make_free(id);
+    assert_eq!(table.counts().free, 4);
+    assert!(table.take_punchable(|_| true).is_empty());
+}
