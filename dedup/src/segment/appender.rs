@@ -45,13 +45,21 @@ impl StripeGeometry {
     /// Stripe buffers with which `chunks` chunks of at most `chunk_bytes`
     /// can certainly be appended.
     pub fn stripes_for(&self, chunks: usize, chunk_bytes: usize) -> usize {
-        let stripe = self.stripe_bytes as usize;
-        // A stripe closes only when the next chunk does not fit.
+        let (stripe, segment) = (self.stripe_bytes as usize, self.segment_bytes as usize);
+        // A stripe closes only when the next chunk does not fit,
         let filled = (stripe - chunk_bytes.min(stripe) + BLOCK_BYTES).min(stripe);
         let by_bytes = (chunks * chunk_bytes).div_ceil(filled);
-        by_bytes.min(chunks) + 2
+        // or when its segment is sealed: the one that is open, perhaps at once,
+        // and further ones after as much as an empty one certainly takes.
+        let taken = (segment.saturating_sub(stripe + 2 * BLOCK_BYTES)).max(chunk_bytes);
+        let seals = 1 + (chunks * (chunk_bytes + CHUNK_RECORD_BYTES_MAX)).div_ceil(taken);
+        // A chunk begins at most one stripe.
+        (by_bytes + seals + 1).min(chunks)
     }
 }
+
+/// More than a chunk's record takes of its segment's summary.
+const CHUNK_RECORD_BYTES_MAX: usize = 128;
 
 /// Something to append.
 #[derive(Debug, Clone, Copy)]

@@ -103,7 +103,8 @@ impl Run {
         if super::from_env("TESSERA_TRACE").is_some() {
             eprintln!("{text}");
         }
-        self.log.push(format!("[{}] {text}", self.world.sim.operations()));
+        self.log
+            .push(format!("[{}] {text}", self.world.sim.operations()));
     }
 
     /// Random operations, then a check of everything after a last crash.
@@ -185,7 +186,9 @@ impl Run {
     }
 
     fn write_chunks(&mut self, chunks: u64) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let whole = size / 4096;
         if whole == 0 {
             return;
@@ -197,7 +200,9 @@ impl Run {
     }
 
     fn write_bytes(&mut self) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let length = 1 + self.rng.below(size.min(14_000));
         let offset = self.rng.below(size - length + 1);
         let data = self.contents(length as usize);
@@ -207,11 +212,20 @@ impl Run {
     fn write(&mut self, name: &str, offset: u64, data: Vec<u8>) {
         self.note(format!("write {name} {offset}+{}", data.len()));
         let steps = write_steps(name, offset, &data);
-        self.request(name, Operation::Write { offset, data: &data }, steps);
+        self.request(
+            name,
+            Operation::Write {
+                offset,
+                data: &data,
+            },
+            steps,
+        );
     }
 
     fn zero(&mut self, discard: bool) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let mut length = 1 + self.rng.below(size.min(100_000));
         let mut offset = self.rng.below(size - length + 1);
         if self.rng.chance(2) {
@@ -224,7 +238,11 @@ impl Run {
         let operation = if discard {
             Operation::Discard { offset, length }
         } else {
-            Operation::WriteZeroes { offset, length, keep_allocated }
+            Operation::WriteZeroes {
+                offset,
+                length,
+                keep_allocated,
+            }
         };
         self.request(&name, operation, steps);
     }
@@ -252,13 +270,24 @@ impl Run {
     fn resolve(&mut self, steps: Vec<Step>) {
         for step in steps {
             let (name, offset, expected) = match &step {
-                Step::Put { name, offset, bytes } => (name, *offset, bytes.clone()),
-                Step::Zero { name, offset, length } => (name, *offset, vec![0; *length as usize]),
+                Step::Put {
+                    name,
+                    offset,
+                    bytes,
+                } => (name, *offset, bytes.clone()),
+                Step::Zero {
+                    name,
+                    offset,
+                    length,
+                } => (name, *offset, vec![0; *length as usize]),
                 other => unreachable!("not a request: {other:?}"),
             };
             let mut found = vec![0; expected.len()];
             let disk = self.pool().disk(name).unwrap();
-            let mut batch = [Request::new(Operation::Read { offset, buffer: &mut found })];
+            let mut batch = [Request::new(Operation::Read {
+                offset,
+                buffer: &mut found,
+            })];
             disk.execute(&mut batch);
             if batch[0].result.is_err() && !self.world.sim.has_power() {
                 // Not known: the model allows for it, or for not.
@@ -283,13 +312,18 @@ impl Run {
     }
 
     fn read(&mut self) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let length = 1 + self.rng.below(size.min(70_000));
         let offset = self.rng.below(size - length + 1);
         self.note(format!("read {name} {offset}+{length}"));
         let mut buffer = vec![0xee; length as usize];
         let disk = self.pool().disk(&name).unwrap();
-        let mut batch = [Request::new(Operation::Read { offset, buffer: &mut buffer })];
+        let mut batch = [Request::new(Operation::Read {
+            offset,
+            buffer: &mut buffer,
+        })];
         disk.execute(&mut batch);
         let result = batch[0].result.clone();
         if self.world.sim.has_power() {
@@ -297,12 +331,17 @@ impl Run {
         }
         if result.is_ok() {
             let expected = &self.model.now[&name][offset as usize..][..length as usize];
-            assert!(buffer == expected, "read {name} {offset}+{length} returned other bytes");
+            assert!(
+                buffer == expected,
+                "read {name} {offset}+{length} returned other bytes"
+            );
         }
     }
 
     fn extents(&mut self) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let disk = self.pool().disk(&name).unwrap();
         match disk.extents(0, size, usize::MAX) {
             Ok(extents) => {
@@ -311,7 +350,10 @@ impl Run {
                     let range = at as usize..(at + extent.length) as usize;
                     let data = &self.model.now[&name][range];
                     let zero = extent.kind != ExtentKind::Data;
-                    assert!(!zero || data.iter().all(|byte| *byte == 0), "{name} has data at {at}");
+                    assert!(
+                        !zero || data.iter().all(|byte| *byte == 0),
+                        "{name} has data at {at}"
+                    );
                     at += extent.length;
                 }
                 assert_eq!(at, size, "the extents cover the volume");
@@ -369,12 +411,7 @@ impl Run {
         self.changed_catalogue("create", result, vec![Step::Create { name, size }]);
     }
 
-    fn changed_catalogue(
-        &mut self,
-        what: &str,
-        result: Result<(), EngineError>,
-        steps: Vec<Step>,
-    ) {
+    fn changed_catalogue(&mut self, what: &str, result: Result<(), EngineError>, steps: Vec<Step>) {
         let no_power = !self.world.sim.has_power();
         if self.management(what, result) {
             self.model.begin(steps);
@@ -397,7 +434,9 @@ impl Run {
     }
 
     fn manage(&mut self) {
-        let Some((name, size)) = self.some_volume() else { return };
+        let Some((name, size)) = self.some_volume() else {
+            return;
+        };
         let count = self.model.now.len();
         match self.rng.below(8) {
             0..3 if count < VOLUMES_MAX => self.create(),
@@ -421,9 +460,16 @@ impl Run {
                 if to < odd_end {
                     // The rest of the last chunk is cleared before the cut.
                     let length = odd_end - to;
-                    steps.push(Step::Zero { name: name.clone(), offset: to, length });
+                    steps.push(Step::Zero {
+                        name: name.clone(),
+                        offset: to,
+                        length,
+                    });
                 }
-                steps.push(Step::Resize { name: name.clone(), size: to });
+                steps.push(Step::Resize {
+                    name: name.clone(),
+                    size: to,
+                });
                 let result = self.pool().resize_volume(&name, to, true).map(|_| ());
                 self.changed_catalogue("resize", result, steps);
             }
@@ -437,7 +483,11 @@ impl Run {
         }
         let at = self.rng.below(self.doomed.len() as u64) as usize;
         let path = self.doomed[at].clone();
-        self.note(format!("{} vanished before: {}", path.display(), self.vanished[at]));
+        self.note(format!(
+            "{} vanished before: {}",
+            path.display(),
+            self.vanished[at]
+        ));
         if self.vanished[at] {
             self.world.sim.heal(&path);
         } else {
@@ -456,7 +506,9 @@ impl Run {
         let size = self.world.device_bytes - (32 << 10);
         let offset = (16 << 10) + self.rng.below(size);
         self.note(format!("{} rots at {offset}", path.display()));
-        self.world.sim.inject(&path, Fault::BitRot { offset, mask: 0x10 });
+        self.world
+            .sim
+            .inject(&path, Fault::BitRot { offset, mask: 0x10 });
     }
 
     fn kill(&mut self) {
@@ -486,10 +538,17 @@ impl Run {
         if self.rng.chance(4) {
             self.note("open read-only".to_owned());
             let writes = self.world.writes();
-            let pool = self.world.open_read_only().unwrap_or_else(|e| panic!("{e}: {e:?}"));
+            let pool = self
+                .world
+                .open_read_only()
+                .unwrap_or_else(|e| panic!("{e}: {e:?}"));
             let found = read_all(&pool, &pool.names(), "read-only");
             drop(pool);
-            assert_eq!(self.world.writes(), writes, "a read-only open writes nothing (R1)");
+            assert_eq!(
+                self.world.writes(),
+                writes,
+                "a read-only open writes nothing (R1)"
+            );
             if self.model.prefix_of(&found).is_none() {
                 panic!("read-only: {}", self.model.explain(&found));
             }
@@ -520,7 +579,10 @@ impl Run {
         }
         let found = read_all(self.pool(), &self.pool().names(), "after recovery");
         if let Some(expected) = expected {
-            assert!(found == expected, "a read-only open shows what recovery makes durable");
+            assert!(
+                found == expected,
+                "a read-only open shows what recovery makes durable"
+            );
         }
         self.model.recovered(found, "after recovery");
     }

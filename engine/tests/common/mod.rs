@@ -49,5 +49,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 
 /// A number from the environment, to soak or to replay.
 pub fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
 }

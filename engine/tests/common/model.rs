@@ -15,12 +15,31 @@ use tessera_engine::{
 /// One atomic change.
 #[derive(Debug, Clone)]
 pub enum Step {
-    Create { name: String, size: u64 },
-    Delete { name: String },
-    Rename { old: String, new: String },
-    Resize { name: String, size: u64 },
-    Put { name: String, offset: u64, bytes: Vec<u8> },
-    Zero { name: String, offset: u64, length: u64 },
+    Create {
+        name: String,
+        size: u64,
+    },
+    Delete {
+        name: String,
+    },
+    Rename {
+        old: String,
+        new: String,
+    },
+    Resize {
+        name: String,
+        size: u64,
+    },
+    Put {
+        name: String,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Zero {
+        name: String,
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// The contents of every volume.
@@ -52,11 +71,19 @@ pub fn apply(state: &mut State, step: &Step) {
         Step::Resize { name, size: bytes } => {
             state.get_mut(name).unwrap().resize(size(*bytes), 0);
         }
-        Step::Put { name, offset, bytes } => {
+        Step::Put {
+            name,
+            offset,
+            bytes,
+        } => {
             let at = size(*offset);
             state.get_mut(name).unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        Step::Zero { name, offset, length } => {
+        Step::Zero {
+            name,
+            offset,
+            length,
+        } => {
             let at = size(*offset);
             state.get_mut(name).unwrap()[at..at + size(*length)].fill(0);
         }
@@ -77,7 +104,11 @@ pub fn write_steps(name: &str, offset: u64, data: &[u8]) -> Vec<Step> {
             rest.len().min((CHUNK - within) as usize)
         };
         let (piece, after) = rest.split_at(length);
-        steps.push(Step::Put { name: name.to_owned(), offset: at, bytes: piece.to_vec() });
+        steps.push(Step::Put {
+            name: name.to_owned(),
+            offset: at,
+            bytes: piece.to_vec(),
+        });
         at += length as u64;
         rest = after;
     }
@@ -87,12 +118,20 @@ pub fn write_steps(name: &str, offset: u64, data: &[u8]) -> Vec<Step> {
 /// The steps of zeroing: whole chunks, then head and tail.
 pub fn zero_steps(name: &str, offset: u64, length: u64, size: u64) -> Vec<Step> {
     let end = offset + length;
-    let last_end = if end == size { end.next_multiple_of(CHUNK) } else { end };
+    let last_end = if end == size {
+        end.next_multiple_of(CHUNK)
+    } else {
+        end
+    };
     let (first, beyond) = (offset.next_multiple_of(CHUNK), last_end / CHUNK * CHUNK);
     let mut steps = Vec::new();
     let mut push = |from: u64, to: u64| {
         if from < to {
-            steps.push(Step::Zero { name: name.to_owned(), offset: from, length: to - from });
+            steps.push(Step::Zero {
+                name: name.to_owned(),
+                offset: from,
+                length: to - from,
+            });
         }
     };
     push(first, beyond.min(end));
@@ -156,7 +195,11 @@ impl Model {
             text += &format!("\n  after {number}: {}", differences(&state, found));
             if let Some(step) = self.steps.get(number) {
                 let name = match step {
-                    Step::Put { name, offset, bytes } => {
+                    Step::Put {
+                        name,
+                        offset,
+                        bytes,
+                    } => {
                         format!("put {name} {offset}+{}", bytes.len())
                     }
                     other => format!("{other:?}"),
@@ -170,7 +213,10 @@ impl Model {
 
 fn differences(expected: &State, found: &State) -> String {
     let names = |state: &State| {
-        state.iter().map(|(name, data)| (name.clone(), data.len())).collect::<Vec<_>>()
+        state
+            .iter()
+            .map(|(name, data)| (name.clone(), data.len()))
+            .collect::<Vec<_>>()
     };
     if names(expected) != names(found) {
         return format!("volumes {:?}, found {:?}", names(expected), names(found));
@@ -195,7 +241,10 @@ pub fn read_all(pool: &Simulated, names: &[String], context: &str) -> State {
         let mut data = vec![0xa5; usize::try_from(disk.size()).unwrap()];
         for (number, piece) in data.chunks_mut(64 << 10).enumerate() {
             let offset = number as u64 * (64 << 10);
-            let mut batch = [Request::new(Operation::Read { offset, buffer: piece })];
+            let mut batch = [Request::new(Operation::Read {
+                offset,
+                buffer: piece,
+            })];
             disk.execute(&mut batch);
             if let Err(error) = &batch[0].result {
                 panic!("{context}: reading {name} at {offset}: {error}");

@@ -75,9 +75,20 @@ impl Watcher {
 
     fn run_one(&self, io: &mut [Io], verdict: &dyn Verdict) {
         match &io[0].op {
-            IoOp::Write { data, durable: true } => {
-                let op = IoOp::Write { data: data.clone(), durable: false };
-                let mut cached = [Io { device: io[0].device, offset: io[0].offset, op, outcome: None }];
+            IoOp::Write {
+                data,
+                durable: true,
+            } => {
+                let op = IoOp::Write {
+                    data: data.clone(),
+                    durable: false,
+                };
+                let mut cached = [Io {
+                    device: io[0].device,
+                    offset: io[0].offset,
+                    op,
+                    outcome: None,
+                }];
                 self.inner.run(&mut cached, verdict);
                 self.moment(&io[0]);
             }

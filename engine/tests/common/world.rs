@@ -41,8 +41,11 @@ pub struct Scale {
 }
 
 impl Scale {
-    pub const TINY: Scale =
-        Scale { segment_bytes: 64 << 10, segments: 40, journal_bytes: 256 << 10 };
+    pub const TINY: Scale = Scale {
+        segment_bytes: 64 << 10,
+        segments: 40,
+        journal_bytes: 256 << 10,
+    };
 }
 
 pub struct World {
@@ -52,6 +55,10 @@ pub struct World {
     pub paths: Vec<PathBuf>,
     pub scale: Scale,
     pub device_bytes: u64,
+    /// Where segments lie on every member.
+    pub slots_offset: u64,
+    /// What a segment takes on a member.
+    pub slot_bytes: u64,
     /// Stands before the devices, if set.
     pub watcher: Option<Arc<Watcher>>,
     options: EngineOptions,
@@ -90,7 +97,9 @@ impl World {
         let slot_bytes = u64::from(segment_bytes / units);
         let slots_offset = (scale.journal_bytes + (16 << 10)).next_multiple_of(1 << 20);
         let device_bytes = slots_offset + u64::from(scale.segments) * slot_bytes + (16 << 10);
-        let paths: Vec<_> = (0..width).map(|n| PathBuf::from(format!("disk{n}"))).collect();
+        let paths: Vec<_> = (0..width)
+            .map(|n| PathBuf::from(format!("disk{n}")))
+            .collect();
         for path in &paths {
             sim.add_device(path, device_bytes);
         }
@@ -106,7 +115,18 @@ impl World {
             ..EngineOptions::new(16 << 20)
         };
         let witness = MemoryWitness::with_seed(seed);
-        let world = Self { sim, witness, level, paths, scale, device_bytes, watcher: None, options };
+        let world = Self {
+            sim,
+            witness,
+            level,
+            paths,
+            scale,
+            device_bytes,
+            slots_offset,
+            slot_bytes,
+            watcher: None,
+            options,
+        };
         let spec = CreateSpec {
             level,
             stripe_unit_bytes: UNIT,
@@ -119,7 +139,9 @@ impl World {
         };
         let record = Simulated::new_record(&world.options);
         let witness = Box::new(world.witness.clone());
-        Array::create(world.sim.backend(), &spec, &record, witness).unwrap().close();
+        Array::create(world.sim.backend(), &spec, &record, witness)
+            .unwrap()
+            .close();
         world
     }
 
@@ -163,7 +185,10 @@ impl World {
 
     /// Write operations of all devices so far.
     pub fn writes(&self) -> u64 {
-        self.paths.iter().map(|path| self.sim.counters(path).writes).sum()
+        self.paths
+            .iter()
+            .map(|path| self.sim.counters(path).writes)
+            .sum()
     }
 }
 

@@ -1,0 +1,335 @@
+//! Every short sequence of requests, with the power cut at every device
+//! operation, with and without a lost member, at every level: what recovery
+//! finds is what design section 7 promises, and is found again after a second
+//! crash (R19).
+//!
+//! `TESSERA_LENGTH=3` goes through all sequences of three.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{
+    model::{Model, State, Step, apply, read_all, write_steps, zero_steps},
+    noise,
+    watch::{Moment, Watcher},
+    world::{SHAPES, Scale, Snapshot, World, losses, volume},
+};
+use tessera_engine::{
+    disk::{Operation, Request},
+    pool::simulation::Simulated,
+};
+use tessera_raid::{Level, device::sim::Fault};
+
+const SCALE: Scale = Scale {
+    segment_bytes: 48 << 10,
+    segments: 24,
+    journal_bytes: 128 << 10,
+};
+
+/// How often each moment is cut: what survives differs.
+const SEEDS: u64 = 3;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Chunk,
+    Large,
+    Partial,
+    Discard,
+    Zero,
+    Flush,
+    Checkpoint,
+}
+
+const REQUESTS: [Act; 7] = [
+    Act::Chunk,
+    Act::Large,
+    Act::Partial,
+    Act::Discard,
+    Act::Zero,
+    Act::Flush,
+    Act::Checkpoint,
+];
+
+/// Changes of the model, and what of them is durable.
+struct History {
+    base: State,
+    steps: Vec<Step>,
+}
+
+impl History {
+    fn model_at(&self, moment: &Moment) -> Model {
+        let mut base = self.base.clone();
+        for step in &self.steps[..moment.durable] {
+            apply(&mut base, step);
+        }
+        let mut model = Model {
+            now: base.clone(),
+            base,
+            steps: Vec::new(),
+        };
+        model.begin(self.steps[moment.durable..moment.begun].to_vec());
+        model
+    }
+}
+
+/// A pool with two volumes that hold something, closed clean or not.
+fn prepared(level: Level, width: usize) -> (World, State) {
+    let world = World::create(level, width, SCALE, 5);
+    let pool = world.open().unwrap();
+    let mut state = State::new();
+    for name in ["a", "b"] {
+        pool.create_volume(&volume(name, 96 << 10)).unwrap();
+        apply(
+            &mut state,
+            &Step::Create {
+                name: name.to_owned(),
+                size: 96 << 10,
+            },
+        );
+        let data = noise(1, 40 << 10);
+        put(&pool, name, 8192, &data).unwrap();
+        for step in write_steps(name, 8192, &data) {
+            apply(&mut state, &step);
+        }
+    }
+    pool.flush().unwrap();
+    drop(pool);
+    world.sim.kill_process();
+    (world, state)
+}
+
+fn put(
+    pool: &Simulated,
+    name: &str,
+    offset: u64,
+    data: &[u8],
+) -> Result<(), tessera_engine::disk::DiskError> {
+    request(pool, name, Operation::Write { offset, data })
+}
+
+fn request(
+    pool: &Simulated,
+    name: &str,
+    operation: Operation<'_>,
+) -> Result<(), tessera_engine::disk::DiskError> {
+    let mut batch = [Request::new(operation)];
+    pool.disk(name).unwrap().execute(&mut batch);
+    let [request] = batch;
+    request.result
+}
+
+/// Runs one sequence and returns its moments.
+fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Moment>) {
+    let watcher = Watcher::new(&world.sim, &world.witness);
+    world.watcher = Some(watcher.clone());
+    // Recovery and the clean stop are cut with the shortest sequences only:
+    // they do the same in all.
+    let whole = sequence.len() == 1;
+    watcher.watched.lock().on = whole;
+    let pool = world.open().unwrap();
+    watcher.watched.lock().on = true;
+    let mut history = History {
+        base: base.clone(),
+        steps: Vec::new(),
+    };
+    for (number, what) in (0u64..).zip(sequence) {
+        let name = if number % 2 == 0 { "a" } else { "b" };
+        let mut begin = |steps: Vec<Step>| {
+            history.steps.extend(steps);
+            watcher.watched.lock().begun = history.steps.len();
+        };
+        let all_durable = || {
+            let mut watched = watcher.watched.lock();
+            watched.durable = watched.begun;
+        };
+        match what {
+            Act::Chunk => {
+                let data = noise(100 + number, 4096);
+                begin(write_steps(name, 12 << 10, &data));
+                put(&pool, name, 12 << 10, &data).unwrap();
+            }
+            Act::Large => {
+                // Half of it is there already.
+                let data = [noise(200 + number, 28 << 10), noise(1, 28 << 10)].concat();
+                begin(write_steps(name, 16 << 10, &data));
+                put(&pool, name, 16 << 10, &data).unwrap();
+            }
+            Act::Partial => {
+                let data = noise(300 + number, 6000);
+                begin(write_steps(name, 9000, &data));
+                put(&pool, name, 9000, &data).unwrap();
+            }
+            Act::Discard => {
+                begin(zero_steps(name, 10_000, 20_000, 96 << 10));
+                request(
+                    &pool,
+                    name,
+                    Operation::Discard {
+                        offset: 10_000,
+                        length: 20_000,
+                    },
+                )
+                .unwrap();
+            }
+            Act::Zero => {
+                begin(zero_steps(name, 12 << 10, 8192, 96 << 10));
+                let (offset, length) = (12 << 10, 8192);
+                let zero = Operation::WriteZeroes {
+                    offset,
+                    length,
+                    keep_allocated: true,
+                };
+                request(&pool, name, zero).unwrap();
+            }
+            Act::Flush => {
+                pool.flush().unwrap();
+                all_durable();
+            }
+            Act::Checkpoint => {
+                pool.checkpoint().unwrap();
+                all_durable();
+            }
+        }
+    }
+    // Whatever the sequence leaves to be written is cut into as well.
+    pool.flush().unwrap();
+    {
+        let mut watched = watcher.watched.lock();
+        watched.durable = watched.begun;
+    }
+    if whole {
+        pool.close().unwrap();
+    }
+    let mut watched = watcher.watched.lock();
+    watched.on = false;
+    let moments = std::mem::take(&mut watched.moments);
+    drop(watched);
+    drop(pool);
+    world.watcher = None;
+    (history, moments)
+}
+
+/// Crashes at the moment, recovers, and looks. Every few moments, crashes in
+/// the middle of that recovery first, or after it.
+fn check(world: &mut World, history: &History, moment: &Moment, seed: u64, lost: Option<usize>) {
+    let context = format!("seed {seed}, lost {lost:?}, cut at {}", moment.operation);
+    world.sim.restore(&moment.world);
+    world.witness = moment.witness.fork(78);
+    world.sim.power_cut(seed);
+    world.sim.power_on();
+    if let Some(member) = lost {
+        world.sim.inject(&world.paths[member], Fault::Vanish);
+    }
+    let mut model = history.model_at(moment);
+    if seed.is_multiple_of(3) {
+        world.sim.cut_after(1 + seed / 3 % 70);
+        drop(world.open());
+        world.sim.cut_after(0);
+        world.sim.power_on();
+    }
+    let pool = world
+        .open()
+        .unwrap_or_else(|error| panic!("{context}: {error}: {error:?}"));
+    model.recovered(read_all(&pool, &pool.names(), &context), &context);
+    if seed.is_multiple_of(4) {
+        drop(pool);
+        world.sim.power_cut(seed);
+        world.sim.power_on();
+        let pool = world
+            .open()
+            .unwrap_or_else(|error| panic!("{context}, again: {error:?}"));
+        model.recovered(read_all(&pool, &pool.names(), &context), &context);
+    }
+}
+
+fn sequences(length: usize) -> Vec<Vec<Act>> {
+    let mut all: Vec<Vec<Act>> = vec![Vec::new()];
+    for _ in 0..length {
+        let longer = |sequence: &Vec<Act>| {
+            let sequence = sequence.clone();
+            REQUESTS.map(|request| [sequence.clone(), vec![request]].concat())
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    all
+}
+
+fn every_cut(level: Level, width: usize, length: usize) -> u64 {
+    let (mut world, base) = prepared(level, width);
+    let start: Snapshot = world.snapshot();
+    let mut cases = 0;
+    for sequence in sequences(length) {
+        world.restore(&start);
+        let (history, moments) = run(&mut world, &base, &sequence);
+        let _named = Named {
+            level,
+            sequence: &sequence,
+        };
+        for moment in &moments {
+            for _ in 0..SEEDS {
+                cases += 1;
+                check(&mut world, &history, moment, cases, None);
+            }
+            for lost in 0..if losses(level) > 0 { width } else { 0 } {
+                cases += 1;
+                check(&mut world, &history, moment, cases, Some(lost));
+            }
+        }
+    }
+    cases
+}
+
+/// Says which case failed.
+struct Named<'a> {
+    level: Level,
+    sequence: &'a [Act],
+}
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- level {}, requests {:?}", self.level, self.sequence);
+        }
+    }
+}
+
+fn no_cut_breaks_the_promise(wanted: Level) {
+    let longest = common::from_env("TESSERA_LENGTH").unwrap_or(2);
+    for (level, width) in SHAPES.into_iter().filter(|(level, _)| *level == wanted) {
+        for length in 1..=usize::try_from(longest).unwrap() {
+            let cases = every_cut(level, width, length);
+            println!("{level}: sequences of {length}: {cases} cases");
+            assert!(cases > 100);
+        }
+    }
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_a_single_member() {
+    no_cut_breaks_the_promise(Level::Single);
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_raid0() {
+    no_cut_breaks_the_promise(Level::Raid0);
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_raid1() {
+    no_cut_breaks_the_promise(Level::Raid1);
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_raid5() {
+    no_cut_breaks_the_promise(Level::Raid5);
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_raid6() {
+    no_cut_breaks_the_promise(Level::Raid6);
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_raid10() {
+    no_cut_breaks_the_promise(Level::Raid10);
+}
