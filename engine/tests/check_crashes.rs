@@ -69,11 +69,17 @@ fn act(pool: &simulation::Simulated, rng: &mut Rng) {
     disk.execute(&mut [Request::new(operation)]);
 }
 
-fn check(world: &World) -> CheckReport {
+/// With `stop_was_cut` the power failed while superblocks that say "clean" were
+/// written: a copy of them may be torn, which nobody can tell from rot until
+/// the pool is opened again.
+fn check(world: &World, stop_was_cut: bool) -> CheckReport {
     let array = world.array(true).unwrap();
     let writes = world.writes();
-    let report = simulation::check(&array, true, &Silent);
+    let mut report = simulation::check(&array, true, &Silent);
     assert_eq!(world.writes(), writes, "a check writes nothing");
+    report
+        .problems
+        .retain(|problem| !(stop_was_cut && problem.starts_with("Superblock ")));
     report
 }
 
@@ -83,26 +89,29 @@ fn what_a_crash_leaves_is_no_damage() {
         Some(seed) => seed..seed + 1,
         None => 0..from_env("TESSERA_SEEDS").unwrap_or(6),
     };
-    let (mut batches, mut chunks, mut clean) = (0, 0, 0);
+    let (mut batches, mut chunks, mut clean) = (0, 0, 0_u64);
     for (level, width) in SHAPES {
         for seed in seeds.clone() {
             let world = World::create(level, width, SCALE, seed);
             let mut rng = Rng::new(seed ^ 0xc4ec);
+            let mut stop_was_cut = false;
             for crash in 0..CRASHES {
                 let here = format!("{level}, TESSERA_SEED={seed}, crash {crash}");
                 // Recovery may be cut short, too.
                 world.sim.cut_after(1 + rng.below(400));
                 if let Ok(pool) = world.open() {
+                    stop_was_cut = false;
                     for _ in 0..40 {
                         act(&pool, &mut rng);
                     }
-                    if rng.chance(4) && pool.close().is_ok() {
-                        clean += 1;
+                    if rng.chance(4) {
+                        stop_was_cut = pool.close().is_err();
+                        clean += u64::from(!stop_was_cut);
                     }
                 }
                 world.sim.power_cut(seed ^ crash << 32);
                 world.sim.power_on();
-                let report = check(&world);
+                let report = check(&world, stop_was_cut);
                 assert_eq!(report.problems, Vec::<String>::new(), "{here}");
                 batches += report.journal_batches_checked;
                 chunks += report.chunks_checked;
@@ -113,7 +122,7 @@ fn what_a_crash_leaves_is_no_damage() {
                         &world.paths[member],
                         tessera_raid::device::sim::Fault::Vanish,
                     );
-                    let report = check(&world);
+                    let report = check(&world, stop_was_cut);
                     assert_eq!(
                         report.problems,
                         Vec::<String>::new(),

@@ -16,6 +16,9 @@
 //! * After an unclean stop the pages are those of the last checkpoint, and the
 //!   journal's records are checked as recovery would use them: every location
 //!   they name is closed and synced or has its bytes in the journal (R14).
+//! * When the power fails while a clean stop writes its superblocks, a copy of
+//!   them may be torn under the word "clean". That is told as damage: nothing
+//!   tells it from rot, and the next opening mends it.
 //! * Parity, and copies that a plain read does not look at, are not read unless
 //!   something else fails: that is a scrub's work.
 
