@@ -93,6 +93,15 @@ impl BufferPool {
         ))
     }
 
+    /// A window to work ahead with: `None` when half the budget is spent, so
+    /// that those who work ahead leave windows to those who have none.
+    pub(crate) fn spare_window(self: &Arc<Self>) -> Option<Buffer> {
+        if self.state.lock().windows_out >= self.window_budget / 2 {
+            return None;
+        }
+        self.window()
+    }
+
     /// Waits until the budget has room.
     pub(crate) fn large(self: &Arc<Self>, length: usize) -> Buffer {
         let mut state = self.state.lock();
@@ -176,6 +185,17 @@ mod tests {
         assert!(pool.window().is_none());
         drop(first);
         assert!(pool.window().is_some());
+    }
+
+    #[test]
+    fn who_works_ahead_leaves_half_the_windows_to_others() {
+        let pool = BufferPool::new(WINDOW, 4 * WINDOW);
+        let first = pool.spare_window().unwrap();
+        let second = pool.spare_window().unwrap();
+        assert!(pool.spare_window().is_none());
+        assert!(pool.window().is_some());
+        drop((first, second));
+        assert!(pool.spare_window().is_some());
     }
 
     #[test]

@@ -10,6 +10,9 @@
 //!                                           the committer)
 //! ```
 //!
+//! Where a long answer is followed by further reads, a helper executes them
+//! meanwhile (see [`super::helpers`]): the disk and the client both work.
+//!
 //! A flush covers the writes of its own batch too, which is more than the
 //! protocol asks for.
 
@@ -19,11 +22,13 @@ use std::time::Duration;
 
 use tessera_engine::disk::{Disk, DiskError};
 
+use super::batch::{Batch, Entry, Work};
 use super::exports::CatalogExports;
 use super::handshake::{self, Outcome};
+use super::helpers::{Job, Ticket};
 use super::inbox::{Inbox, Received};
 use super::outbox::{MAX_IN_FLIGHT, Outbox, Wake};
-use super::plan::{End, Entry, MAX_REQUESTS, Plan, Work};
+use super::plan::{End, MAX_REQUESTS, Plan};
 use super::shared::Shared;
 use super::stats::add;
 use crate::protocol::reply::{self, Addressee};
@@ -35,6 +40,9 @@ const IDLE: Duration = Duration::from_millis(100);
 /// Batches worked off after the server has begun to shut down: what had arrived
 /// by then, even from a client that never stops sending.
 const DRAIN_BATCHES: u32 = 256;
+/// Answers shorter than this are sent before anything else is begun: most of
+/// one fits the socket, and handing work over costs more than it gains.
+const AHEAD_BYTES: usize = 256 << 10;
 /// How long to wait for the client to close after the last reply.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -111,6 +119,14 @@ struct Connection<'a> {
     /// Whom to answer when the flush of this batch is complete.
     waiting: Vec<Addressee>,
     drain_batches: u32,
+}
+
+/// What comes after the batch that is being answered.
+enum Ahead {
+    /// A helper executes it.
+    Given(Ticket),
+    /// It has not been executed.
+    Planned(Batch),
 }
 
 /// Where a stretch of the answer lies.
@@ -195,15 +211,70 @@ impl Connection<'_> {
         // Sizes change while clients are connected.
         self.terms.size = self.disk.size();
         let progress = self.plan.fill(&mut self.inbox, &self.terms, stalled);
-        if self.plan.entries().is_empty() {
+        if self.plan.batch().entries().is_empty() {
             return Ok(progress);
         }
-        let disk = &self.disk;
+        self.execute();
+        loop {
+            let ahead = self.look_ahead()?;
+            let answered = self.answer();
+            match ahead {
+                None => {
+                    answered?;
+                    self.plan.clear();
+                    return Ok(true);
+                }
+                Some(Ahead::Planned(batch)) => {
+                    answered?;
+                    self.plan.advance(batch);
+                    self.execute();
+                }
+                Some(Ahead::Given(ticket)) => {
+                    let batch = ticket.wait();
+                    answered?;
+                    let batch = batch.ok_or_else(|| io::Error::other("The disk has panicked"))?;
+                    self.plan.advance(batch);
+                    self.plan.note_failed_pieces();
+                }
+            }
+        }
+    }
+
+    /// Executes the present batch.
+    fn execute(&mut self) {
         self.plan
-            .execute(&self.inbox, self.terms.style, |batch| disk.execute(batch));
-        self.answer()?;
-        self.plan.clear();
-        Ok(true)
+            .batch_mut()
+            .execute(&*self.disk, self.inbox.received(), self.terms.style);
+        self.plan.note_failed_pieces();
+    }
+
+    /// While a long answer is being sent, has a helper execute the reads that
+    /// come next. Only when the present batch has been executed.
+    fn look_ahead(&mut self) -> io::Result<Option<Ahead>> {
+        if self.plan.batch().reply_bytes() < AHEAD_BYTES {
+            return Ok(None);
+        }
+        // While draining, what is taken in is counted: see `serve_requests`.
+        if !self.shared.is_draining() && !self.inbox.is_full() {
+            // Its end, if it is one, is found again when all is answered.
+            self.inbox.receive(self.outbox)?;
+        }
+        self.terms.size = self.disk.size();
+        let Some(batch) = self.plan.look_ahead(&mut self.inbox, &self.terms) else {
+            return Ok(None);
+        };
+        if batch.reply_bytes() < AHEAD_BYTES {
+            return Ok(Some(Ahead::Planned(batch)));
+        }
+        let job = Job {
+            disk: Arc::clone(&self.disk),
+            batch,
+            style: self.terms.style,
+        };
+        Ok(Some(match self.shared.helpers.give(job) {
+            Ok(ticket) => Ahead::Given(ticket),
+            Err(batch) => Ahead::Planned(batch),
+        }))
     }
 
     fn answer(&mut self) -> io::Result<()> {
@@ -211,7 +282,7 @@ impl Connection<'_> {
         let mut parts = Parts::default();
         let mut counts = Counts::default();
         self.extra.clear();
-        let (entries, reply) = self.plan.parts_mut();
+        let (entries, reply) = self.plan.batch_mut().parts_mut();
         for entry in entries.iter() {
             counts.see(entry);
             let begin = self.extra.len();
@@ -262,7 +333,7 @@ impl Connection<'_> {
         // Before sending, so that the commit starts a moment earlier.
         self.flush();
         let slices = |part: &Part| match *part {
-            Part::Reply { at, length } => IoSlice::new(&self.plan.reply()[at..at + length]),
+            Part::Reply { at, length } => IoSlice::new(&self.plan.batch().reply()[at..at + length]),
             Part::Extra { at, length } => IoSlice::new(&self.extra[at..at + length]),
         };
         let deadline = self.shared.options.reply_timeout;

@@ -79,9 +79,12 @@ impl Inbox {
 
     /// Consumed bytes; valid until the next call that receives or shrinks.
     pub(crate) fn slice(&self, at: usize, length: usize) -> &[u8] {
-        self.buffer
-            .as_ref()
-            .map_or(&[], |buffer| &buffer[at..at + length])
+        &self.received()[at..at + length]
+    }
+
+    /// All bytes that places told by [`Inbox::consume`] count from.
+    pub(crate) fn received(&self) -> &[u8] {
+        self.buffer.as_deref().unwrap_or(&[])
     }
 
     /// Whether nothing more fits behind the bytes not worked off, even if they

@@ -15,9 +15,10 @@
 
 use std::sync::Arc;
 
-use tessera_engine::disk::{DiskError, Operation, Request};
+use tessera_engine::disk::DiskError;
 
-use super::buffers::{Buffer, BufferPool};
+use super::batch::{Batch, Entry, Work};
+use super::buffers::BufferPool;
 use super::inbox::Inbox;
 use crate::protocol::constants::{MAX_DRAIN_BYTES, MAX_EXTENTS, MAX_PAYLOAD_BYTES};
 use crate::protocol::reply::{self, Addressee};
@@ -36,81 +37,6 @@ const PIECE_BYTES: usize = 128 << 10;
 const PIECE_ALIGN: u64 = 64 << 10;
 /// Where they end if that leaves nothing.
 const PIECE_ALIGN_MIN: u64 = 4 << 10;
-
-/// What one entry of a plan does.
-#[derive(Debug)]
-pub(crate) enum Work {
-    /// Read `length` bytes into the reply buffer; `last` ends the reply.
-    Read {
-        offset: u64,
-        length: usize,
-        last: bool,
-    },
-    /// Write bytes that lie at `at` in the inbox; `last` ends the request.
-    Write {
-        offset: u64,
-        at: usize,
-        length: usize,
-        last: bool,
-    },
-    /// Forget a range.
-    Trim { offset: u64, length: u64 },
-    /// Zero a range.
-    Zero {
-        offset: u64,
-        length: u64,
-        keep_allocated: bool,
-    },
-    /// Bring a range into the cache.
-    Cache { offset: u64, length: u64 },
-    /// Tell what a range is made of.
-    Status {
-        offset: u64,
-        length: u64,
-        most: usize,
-    },
-    /// Make everything durable.
-    Flush,
-    /// Succeed: a range of no bytes, or the end of a request worked off before.
-    Nothing,
-    /// Succeed in reading no bytes.
-    ReadNothing,
-    /// Fail.
-    Refuse(ErrorCode),
-}
-
-/// One request, or one piece of one, in a batch.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// Whom to answer.
-    pub(crate) to: Addressee,
-    /// What to do.
-    pub(crate) work: Work,
-    /// Where the header of the answer goes in the reply buffer.
-    pub(crate) at: usize,
-    /// Answer only once it is durable.
-    pub(crate) fua: bool,
-    /// What came of it.
-    pub(crate) result: Result<(), DiskError>,
-}
-
-impl Entry {
-    /// Whether this entry modifies the disk's contents.
-    pub(crate) fn is_writing(&self) -> bool {
-        matches!(self.work, Work::Write { .. } | Work::Nothing)
-    }
-
-    fn is_request(&self) -> bool {
-        matches!(
-            self.work,
-            Work::Read { .. }
-                | Work::Write { .. }
-                | Work::Trim { .. }
-                | Work::Zero { .. }
-                | Work::Cache { .. }
-        )
-    }
-}
 
 /// A request that has begun and goes on with the next bytes.
 #[derive(Debug)]
@@ -139,6 +65,15 @@ struct LongRead {
     left: u64,
 }
 
+/// Where the answer to a read may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// Into any buffer, even if one has to be waited for.
+    Any,
+    /// Into the one that is there.
+    AsItIs,
+}
+
 /// Why the stream of requests ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -150,13 +85,11 @@ pub(crate) enum End {
     PayloadTooLong(u64),
 }
 
-/// The state between batches and the entries of the present one.
+/// The state between batches and the present one.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pool: Arc<BufferPool>,
-    entries: Vec<Entry>,
-    reply: Option<Buffer>,
-    reply_used: usize,
+    batch: Batch,
     payload: Option<Payload>,
     long_read: Option<LongRead>,
     end: Option<End>,
@@ -166,31 +99,21 @@ impl Plan {
     pub(crate) fn new(pool: &Arc<BufferPool>) -> Self {
         Self {
             pool: Arc::clone(pool),
-            entries: Vec::new(),
-            reply: None,
-            reply_used: 0,
+            batch: Batch::default(),
             payload: None,
             long_read: None,
             end: None,
         }
     }
 
-    /// The entries of the batch, in order.
-    pub(crate) fn entries(&self) -> &[Entry] {
-        &self.entries
+    /// The present batch.
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
     }
 
-    /// The reply buffer.
-    pub(crate) fn reply(&self) -> &[u8] {
-        self.reply.as_deref().unwrap_or(&[])
-    }
-
-    /// Entries together with the buffer their headers are written to.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [Entry], &mut [u8]) {
-        (
-            &mut self.entries,
-            self.reply.as_deref_mut().unwrap_or(&mut []),
-        )
+    /// The present batch, to be answered.
+    pub(crate) fn batch_mut(&mut self) -> &mut Batch {
+        &mut self.batch
     }
 
     /// Why there will be no further batch.
@@ -205,29 +128,23 @@ impl Plan {
 
     /// Lends the reply buffer to others while the connection waits.
     pub(crate) fn pause(&mut self) {
-        self.reply = None;
+        self.batch.release_reply();
     }
 
     /// Drops the entries of the batch that has been answered.
     pub(crate) fn clear(&mut self) {
-        self.entries.clear();
-        self.reply_used = 0;
-        if self.reply.as_ref().is_some_and(Buffer::is_large) {
-            self.reply = None;
-        }
+        self.batch.clear();
     }
 
     /// Plans a batch of what has arrived. `false` when nothing can be done
     /// without more bytes. `stalled` says that they may be long in coming.
     pub(crate) fn fill(&mut self, inbox: &mut Inbox, terms: &Terms, stalled: bool) -> bool {
-        if self.reply.is_none() {
-            self.reply = Some(self.pool.small());
-        }
+        self.batch.ensure_reply(&self.pool);
         let mut progress = self.go_on_reading(terms.style);
         while self.end.is_none()
             && self.long_read.is_none()
-            && self.entries.len() < MAX_REQUESTS
-            && self.room() >= reply::MAX_DATA_HEADER_BYTES
+            && self.batch.entries().len() < MAX_REQUESTS
+            && self.batch.room() >= reply::MAX_DATA_HEADER_BYTES
         {
             let went_on = match self.payload.take() {
                 Some(payload) => self.go_on_with(payload, inbox, terms.style, stalled),
@@ -238,7 +155,7 @@ impl Plan {
             }
             progress = true;
             if matches!(
-                self.entries.last(),
+                self.batch.entries().last(),
                 Some(Entry {
                     work: Work::Status { most: 2.., .. },
                     ..
@@ -251,20 +168,41 @@ impl Plan {
         progress
     }
 
-    fn room(&self) -> usize {
-        self.reply().len() - self.reply_used
+    /// Plans what is read while the answers to the present batch are sent: the
+    /// next chunk of a long read and the reads that have arrived, up to the
+    /// first request that is something else. `None` when there is nothing of
+    /// the kind, or no memory to spare for it.
+    ///
+    /// The present batch has been executed, so a read sees its writes.
+    pub(crate) fn look_ahead(&mut self, inbox: &mut Inbox, terms: &Terms) -> Option<Batch> {
+        let next_is_read = || matches!(peek(inbox, terms), Some((_, Action::Read { .. })));
+        if self.payload.is_some() || self.long_read.is_none() && !next_is_read() {
+            return None;
+        }
+        let window = self.pool.spare_window()?;
+        let present = std::mem::take(&mut self.batch);
+        self.batch.set_reply(window);
+        self.go_on_reading(terms.style);
+        while self.long_read.is_none()
+            && self.batch.entries().len() < MAX_REQUESTS
+            && self.batch.room() >= reply::MAX_DATA_HEADER_BYTES
+            && let Some((header, Action::Read { whole })) = peek(inbox, terms)
+            && self.place_read(&header, whole, terms.style, Room::AsItIs)
+        {
+            inbox.consume(request::header_bytes(terms.style));
+        }
+        let next = std::mem::replace(&mut self.batch, present);
+        (!next.entries().is_empty()).then_some(next)
+    }
+
+    /// Goes on with a batch from [`Plan::look_ahead`]; the present one has been
+    /// answered.
+    pub(crate) fn advance(&mut self, next: Batch) {
+        self.batch = next;
     }
 
     fn push(&mut self, to: Addressee, work: Work, fua: bool, reply_bytes: usize) {
-        let at = self.reply_used;
-        self.reply_used += reply_bytes;
-        self.entries.push(Entry {
-            to,
-            work,
-            at,
-            fua,
-            result: Ok(()),
-        });
+        self.batch.push(to, work, fua, reply_bytes, Ok(()));
     }
 
     /// Takes in the next request; `false` if it is not complete or has no room.
@@ -342,7 +280,7 @@ impl Plan {
                 return false;
             }
             Ok(Action::Read { whole }) => {
-                if !self.place_read(&header, whole, style) {
+                if !self.place_read(&header, whole, style, Room::Any) {
                     return false;
                 }
                 inbox.consume(header_bytes);
@@ -466,8 +404,8 @@ impl Plan {
                     // It has failed already: the rest is only taken off the wire.
                     Some(error) => {
                         if last {
-                            self.push(to, Work::Nothing, fua, reply_bytes);
-                            self.entries.last_mut().expect("just pushed").result = Err(error);
+                            self.batch
+                                .push(to, Work::Nothing, fua, reply_bytes, Err(error));
                         }
                     }
                     None => {
@@ -491,7 +429,13 @@ impl Plan {
 
     /// Finds room for the answer to a read; `false` if it has to wait for the
     /// next batch.
-    fn place_read(&mut self, header: &RequestHeader, whole: bool, style: HeaderStyle) -> bool {
+    fn place_read(
+        &mut self,
+        header: &RequestHeader,
+        whole: bool,
+        style: HeaderStyle,
+        may_take: Room,
+    ) -> bool {
         let to = Addressee {
             cookie: header.cookie,
             offset: header.offset,
@@ -502,15 +446,14 @@ impl Plan {
             return true;
         }
         let needed = reply::data_header_bytes(style) + length;
-        if needed > self.room()
-            && self.reply.as_ref().is_some_and(Buffer::is_small)
+        if needed > self.batch.room()
+            && self.batch.is_small()
             && let Some(window) = self.pool.window()
         {
-            // Nothing is in the old one yet: headers are written after execution.
-            self.reply = Some(window);
+            self.batch.set_reply(window);
         }
-        if needed > self.room() {
-            if !self.entries.is_empty() {
+        if needed > self.batch.room() {
+            if !self.batch.entries().is_empty() {
                 return false;
             }
             if style != HeaderStyle::Simple && !whole {
@@ -521,9 +464,12 @@ impl Plan {
                 });
                 return self.go_on_reading(style);
             }
+            if may_take == Room::AsItIs {
+                return false;
+            }
             // Given back first: nobody waits for one buffer while holding another.
-            self.reply = None;
-            self.reply = Some(self.pool.large(needed));
+            self.batch.release_reply();
+            self.batch.set_reply(self.pool.large(needed));
         }
         let work = Work::Read {
             offset: header.offset,
@@ -540,7 +486,7 @@ impl Plan {
             return false;
         };
         let header_bytes = reply::data_header_bytes(style);
-        let room = self.room() - header_bytes;
+        let room = self.batch.room() - header_bytes;
         let (length, last) = match arrived_whole(left, room) {
             Some(length) => (length, true),
             None => (piece(offset, room, true), false),
@@ -566,69 +512,11 @@ impl Plan {
         true
     }
 
-    /// Hands the batch to `execute` as requests that point into the inbox and
-    /// the reply buffer, and keeps the results.
-    pub(crate) fn execute(
-        &mut self,
-        inbox: &Inbox,
-        style: HeaderStyle,
-        execute: impl FnOnce(&mut [Request<'_>]),
-    ) {
-        let header_bytes = reply::data_header_bytes(style);
-        let mut rest = self.reply.as_deref_mut().unwrap_or(&mut []);
-        let mut rest_at = 0;
-        let mut batch = Vec::with_capacity(self.entries.len());
-        for entry in &self.entries {
-            let operation = match entry.work {
-                Work::Read { offset, length, .. } => {
-                    let skipped = entry.at + header_bytes - rest_at;
-                    let (buffer, behind) =
-                        std::mem::take(&mut rest)[skipped..].split_at_mut(length);
-                    rest = behind;
-                    rest_at = entry.at + header_bytes + length;
-                    Operation::Read { offset, buffer }
-                }
-                Work::Write {
-                    offset, at, length, ..
-                } => Operation::Write {
-                    offset,
-                    data: inbox.slice(at, length),
-                },
-                Work::Trim { offset, length } => Operation::Discard { offset, length },
-                Work::Zero {
-                    offset,
-                    length,
-                    keep_allocated,
-                } => Operation::WriteZeroes {
-                    offset,
-                    length,
-                    keep_allocated,
-                },
-                Work::Cache { offset, length } => Operation::Prefetch { offset, length },
-                Work::Status { .. }
-                | Work::Flush
-                | Work::Nothing
-                | Work::ReadNothing
-                | Work::Refuse(_) => continue,
-            };
-            batch.push(Request::new(operation));
-        }
-        if batch.is_empty() {
-            return;
-        }
-        execute(&mut batch);
-        let results = batch.into_iter().map(|request| request.result);
-        let requests = self.entries.iter_mut().filter(|entry| entry.is_request());
-        for (entry, result) in requests.zip(results) {
-            entry.result = result;
-        }
-        self.note_failed_pieces();
-    }
-
-    /// A piece that failed fails its request: a write when the rest has been
+    /// To be called when the batch has been executed. A piece that failed fails
+    /// its request: a write when the rest has been
     /// taken off the wire, a read at once.
-    fn note_failed_pieces(&mut self) {
-        for entry in &self.entries {
+    pub(crate) fn note_failed_pieces(&mut self) {
+        for entry in self.batch.entries() {
             let Err(failure) = &entry.result else {
                 continue;
             };
@@ -642,6 +530,14 @@ impl Plan {
                 _ => {}
             }
         }
+    }
+}
+
+/// The next request, if its header is here and it is in order.
+fn peek(inbox: &Inbox, terms: &Terms) -> Option<(RequestHeader, Action)> {
+    match request::parse(terms.style, inbox.bytes()) {
+        Parsed::Header(header) => terms.validate(&header).ok().map(|action| (header, action)),
+        Parsed::Incomplete | Parsed::BadMagic(_) => None,
     }
 }
 

@@ -10,6 +10,7 @@ use tessera_engine::disk::DiskCatalog;
 
 use super::ServerOptions;
 use super::buffers::BufferPool;
+use super::helpers::Helpers;
 use super::outbox::Outbox;
 use super::stats::Stats;
 
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) options: ServerOptions,
     pub(crate) stats: Arc<Stats>,
     pub(crate) pool: Arc<BufferPool>,
+    pub(crate) helpers: Helpers,
     draining: AtomicBool,
     registry: Mutex<Registry>,
     left: Condvar,
@@ -44,6 +46,7 @@ impl Shared {
             options,
             stats: Arc::default(),
             pool,
+            helpers: Helpers::new(),
             draining: AtomicBool::new(false),
             registry: Mutex::default(),
             left: Condvar::new(),

@@ -45,7 +45,8 @@ pub struct MemoryDisk {
     held: Mutex<Vec<FlushDone>>,
     failures: Mutex<Vec<(Range<u64>, DiskError)>>,
     flush_failure: Mutex<Option<DiskError>>,
-    gate: Mutex<bool>,
+    /// The range that has to wait.
+    gate: Mutex<Option<Range<u64>>>,
     gate_opened: Condvar,
     /// Calls of `execute`.
     pub batches: AtomicUsize,
@@ -100,7 +101,7 @@ impl MemoryDisk {
             held: Mutex::default(),
             failures: Mutex::default(),
             flush_failure: Mutex::default(),
-            gate: Mutex::new(true),
+            gate: Mutex::new(None),
             gate_opened: Condvar::new(),
             batches: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
@@ -148,11 +149,16 @@ impl MemoryDisk {
 
     /// Makes `execute` wait until [`MemoryDisk::open_gate`].
     pub fn close_gate(&self) {
-        *self.gate.lock() = false;
+        self.close_gate_to(0..u64::MAX);
+    }
+
+    /// Makes `execute` wait if the batch begins in `range`.
+    pub fn close_gate_to(&self, range: Range<u64>) {
+        *self.gate.lock() = Some(range);
     }
 
     pub fn open_gate(&self) {
-        *self.gate.lock() = true;
+        *self.gate.lock() = None;
         self.gate_opened.notify_all();
     }
 
@@ -292,15 +298,24 @@ impl Disk for MemoryDisk {
     fn execute(&self, batch: &mut [Request<'_>]) {
         self.batches.fetch_add(1, Ordering::SeqCst);
         self.requests.fetch_add(batch.len(), Ordering::SeqCst);
-        let mut open = self.gate.lock();
-        if !*open {
+        let at = batch.first().map_or(0, |request| match request.operation {
+            Operation::Read { offset, .. }
+            | Operation::Write { offset, .. }
+            | Operation::Discard { offset, .. }
+            | Operation::WriteZeroes { offset, .. }
+            | Operation::Prefetch { offset, .. } => offset,
+        });
+        let mut closed = self.gate.lock();
+        let waits =
+            |closed: &Option<Range<u64>>| closed.as_ref().is_some_and(|to| to.contains(&at));
+        if waits(&closed) {
             self.at_gate.fetch_add(1, Ordering::SeqCst);
-            while !*open {
-                self.gate_opened.wait(&mut open);
+            while waits(&closed) {
+                self.gate_opened.wait(&mut closed);
             }
             self.at_gate.fetch_sub(1, Ordering::SeqCst);
         }
-        drop(open);
+        drop(closed);
         for request in batch {
             request.result = self.perform(&mut request.operation);
         }
