@@ -20,9 +20,11 @@ const OPERATIONS: u64 = 300;
 
 fn levels() -> impl Iterator<Item = (Level, usize)> {
     let wanted = std::env::var("TESSERA_LEVEL").ok();
-    SHAPES
-        .into_iter()
-        .filter(move |(level, _)| wanted.as_deref().is_none_or(|wanted| wanted == level.name()))
+    SHAPES.into_iter().filter(move |(level, _)| {
+        wanted
+            .as_deref()
+            .is_none_or(|wanted| wanted == level.name())
+    })
 }
 
 /// In a thread of its own, because compression adapts to what its thread has
@@ -33,7 +35,8 @@ fn run_alone(level: Level, width: usize, seed: u64, operations: u64) -> Run {
         run.run(operations);
         run
     });
-    run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    run.join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[test]
@@ -61,8 +64,16 @@ fn a_run_is_the_same_every_time() {
         let once = run_alone(level, width, 4711, OPERATIONS);
         let again = run_alone(level, width, 4711, OPERATIONS);
         assert_eq!(once.log, again.log, "{level}");
-        assert_eq!(once.world.sim.operations(), again.world.sim.operations(), "{level}");
-        assert_eq!(once.world.sim.trace_hash(), again.world.sim.trace_hash(), "{level}");
+        assert_eq!(
+            once.world.sim.operations(),
+            again.world.sim.operations(),
+            "{level}"
+        );
+        assert_eq!(
+            once.world.sim.trace_hash(),
+            again.world.sim.trace_hash(),
+            "{level}"
+        );
         assert!(once.model.now == again.model.now, "{level}");
     }
 }
