@@ -78,6 +78,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Volume(VolumeCommand),
     Serve(commands::serve::Serve),
+    Mount(commands::mount::Mount),
 }
 
 #[derive(Debug, Subcommand)]

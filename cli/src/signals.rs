@@ -38,6 +38,12 @@ impl StopSignals {
         Ok(Self { stopping, signals })
     }
 
+    /// Ends [`StopSignals::wait`] when called, as a signal would.
+    pub(crate) fn stopper(&self) -> impl FnOnce() + Send + 'static {
+        let handle = self.signals.handle();
+        move || handle.close()
+    }
+
     /// Blocks until the first stop signal, which may have come before.
     pub(crate) fn wait(&mut self) {
         while !self.stopping.load(Ordering::SeqCst) {

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod mount;
 pub(crate) mod pool_check;
 pub(crate) mod pool_create;
 pub(crate) mod pool_import;
@@ -32,6 +33,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Volume(VolumeCommand::Rename(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Delete(command)) => command.run(globals)?,
         Command::Serve(command) => command.run(globals)?,
+        Command::Mount(command) => command.run(globals)?,
     }
     Ok(Outcome::Done)
 }

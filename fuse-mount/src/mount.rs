@@ -1,0 +1,159 @@
+//! A mount while it lives.
+//!
+//! Ending it, in this order: (1) unmount, which writes back what the kernel
+//! still holds, or detach if somebody is in it; (2) wait a little for the
+//! kernel to say that nobody is left; (3) close the gate: what runs is
+//! finished, what comes gets an error. After that the pool can be closed.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+
+use crate::{
+    entry::Owner,
+    filesystem::{Shared, TesseraFs},
+    mountpoint::{MountError, Mountpoint, SOURCE, detach},
+    volumes::Volumes,
+};
+
+/// How long programs that have files open are waited for at the end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How to mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MountOptions {
+    /// Nothing can be written through the mount.
+    pub read_only: bool,
+    /// Other users than the one who mounts can see it; the files' modes, which
+    /// let their owner in and root, hold for them.
+    pub allow_other: bool,
+}
+
+/// A pool's volumes, mounted. Dropped without [`Mount::end`], it is unmounted
+/// when its last thread ends.
+pub struct Mount {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    unmounter: SessionUnmounter,
+    ended: Receiver<()>,
+}
+
+impl Mount {
+    /// Mounts `volumes`; programs can use them on return. `ended` is called
+    /// when the mount is no more, whoever ended it.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`] with the system's reason.
+    pub fn start(
+        volumes: Arc<dyn Volumes>,
+        mountpoint: &Mountpoint,
+        options: MountOptions,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, MountError> {
+        let refused = |reason| MountError::Mount {
+            path: mountpoint.path().to_owned(),
+            reason,
+        };
+        let owner = Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            mounted: SystemTime::now(),
+            read_only: options.read_only,
+        };
+        let shared = Arc::new(Shared::new(volumes, owner));
+        let filesystem = TesseraFs(Arc::clone(&shared));
+        let mut session =
+            Session::new(filesystem, mountpoint.path(), &config(options)).map_err(refused)?;
+        let unmounter = session.unmount_callable();
+        let (sender, receiver) = channel();
+        thread::Builder::new()
+            .name("fuse".to_owned())
+            .spawn(move || {
+                if let Err(error) = session.run() {
+                    tracing::error!(%error, "the mount ended with an error");
+                }
+                // Nobody listens when the mount was ended from this side.
+                let _ = sender.send(());
+                ended();
+            })
+            .map_err(refused)?;
+        Ok(Self {
+            path: mountpoint.path().to_owned(),
+            shared,
+            unmounter,
+            ended: receiver,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells how many files programs have open.
+    pub fn open_files(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.open_files()
+    }
+
+    /// Ends it. Programs that do not leave are cut off: what they were
+    /// answered stays true, what they ask from now on fails.
+    ///
+    /// # Errors
+    /// The mount is still in the mount table; it has been cut off all the same.
+    pub fn end(mut self) -> Result<(), MountError> {
+        // Does nothing where somebody else has unmounted already.
+        let unmounted = match self.unmounter.unmount() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => detach(&self.path),
+            Err(reason) => Err(MountError::Unmount {
+                path: self.path.clone(),
+                reason,
+            }),
+            Ok(()) => Ok(()),
+        };
+        if unmounted.is_ok() && self.ended.recv_timeout(LEAVE_PATIENCE).is_err() {
+            tracing::warn!(
+                files = self.shared.open_files(),
+                "programs still use the mount and are cut off"
+            );
+        }
+        self.shared.close();
+        unmounted
+    }
+}
+
+fn config(options: MountOptions) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(SOURCE.to_owned()),
+        MountOption::Subtype(SOURCE.to_owned()),
+        // Modes hold, for whoever can see the mount.
+        MountOption::DefaultPermissions,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+        MountOption::NoExec,
+        MountOption::NoAtime,
+    ];
+    config.mount_options.push(if options.read_only {
+        MountOption::RO
+    } else {
+        MountOption::RW
+    });
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(thread::available_parallelism().map_or(2, usize::from));
+    config.clone_fd = true;
+    config
+}
