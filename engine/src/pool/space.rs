@@ -42,6 +42,9 @@ pub(crate) fn pages_for(chunks: u64) -> u64 {
     chunks.div_ceil(256) + 1 + INNER_PAGES
 }
 
+/// Map pages that a fill may need: the leaves at its two ends, and above.
+pub(crate) const FILL_PAGES: u64 = 2 * (2 + INNER_PAGES);
+
 impl Engine {
     /// Admits a write of `bytes` in `chunks` chunks that lie together, or says
     /// that the pool is full. Must be called without an epoch guard: it may
@@ -81,22 +84,36 @@ impl Engine {
     }
 
     /// Makes sure that the next checkpoint can hold one more fill although the
-    /// pool may be full: fills may use half the reserve. When even a checkpoint
-    /// and a reclaim pass leave no room for pages, the fill cannot be recorded.
-    pub(crate) fn make_room_for_fill(&self) -> Result<(), EngineError> {
+    /// pool may be full: fills may use half the reserve, and those that can
+    /// empty whole segments three quarters, so that small ones never keep the
+    /// one out that gives everything back. When even a checkpoint and a reclaim
+    /// pass leave no room for pages, the fill cannot be recorded.
+    pub(crate) fn make_room_for_fill(&self, bytes: u64) -> Result<(), EngineError> {
+        let share = if bytes >= u64::from(self.geometry.segment_bytes) {
+            4
+        } else {
+            2
+        };
         let fits = || {
-            let pages = {
+            // With those of the fill that asks: otherwise one fill after the
+            // other would find that nothing fits into nothing, and checkpoints
+            // would eat the half that reclaim needs.
+            let pages = FILL_PAGES + {
                 let state = self.state.lock();
                 state.active_pages + state.frozen_pages
             };
             let free = u64::from(self.table.counts().free);
-            let kept = self.reserve_segments().div_ceil(2);
+            let kept = self.reserve_segments().div_ceil(share);
             pages * BLOCK_BYTES as u64 <= free.saturating_sub(kept) * self.usable_segment_bytes()
         };
         if fits() {
             return Ok(());
         }
-        self.checkpoint_now(CheckpointKind::Normal)?;
+        // Only where it turns a worst case into the truth: a checkpoint takes
+        // pages itself, and refused fills must not use the reserve up.
+        if self.state.lock().active_pages > 0 {
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
         if fits() || self.reclaim_pass()? && fits() {
             return Ok(());
         }

@@ -322,7 +322,7 @@ impl Engine {
         entry: Entry,
     ) -> Result<(), EngineError> {
         self.throttle()?;
-        self.make_room_for_fill()?;
+        self.make_room_for_fill(count.saturating_mul(u64::from(volume.chunk_bytes)))?;
         let mut state = self.state.lock();
         self.check_usable()?;
         self.fill_locked(&mut state, volume, first, count, entry)
@@ -344,7 +344,7 @@ impl Engine {
         inner.active.fill(first, count, entry);
         drop(inner);
         // A fill touches at most the leaves at its two ends.
-        self.after_change(state, volume, (first, count), 128, 2 * pages_for(1));
+        self.after_change(state, volume, (first, count), 128, super::space::FILL_PAGES);
         Ok(())
     }
 
