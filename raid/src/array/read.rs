@@ -23,6 +23,8 @@ use crate::{
 
 /// The most that adjacent pieces are merged to: larger reads gain nothing.
 const MERGED_BYTES_MAX: u32 = 1 << 20;
+/// From this length on a copy costs more than an operation of its own.
+const UNMERGED_BYTES_MIN: u32 = 32 << 10;
 
 /// A piece of a request that is still to be read.
 #[derive(Clone, Copy)]
@@ -280,6 +282,9 @@ fn add_extent(
     read: &SegmentRead,
 ) -> (usize, u32) {
     let length = job.piece.length;
+    let whole = length as usize == read.buffer.len();
+    // A long read that one operation fills needs no copy: it stays alone.
+    let alone = job.alone || whole && length >= UNMERGED_BYTES_MIN;
     // The last one of the same member is at most a stripe's width back.
     let recent = extents
         .iter_mut()
@@ -291,7 +296,7 @@ fn add_extent(
         .take(1)
         .find(|(_, extent)| {
             extent.open
-                && !job.alone
+                && !alone
                 && extent.offset + u64::from(extent.length) == offset
                 && extent.length + length <= MERGED_BYTES_MAX
         });
@@ -303,9 +308,8 @@ fn add_extent(
         extent.shared = true;
         return (n, at);
     }
-    let whole = length as usize == read.buffer.len();
     let fills = whole.then_some(job.read);
-    let open = !job.alone;
+    let open = !alone;
     extents.push(Extent {
         member,
         offset,
