@@ -19,7 +19,7 @@ use tessera_raid::{Level, device::sim::Fault};
 
 const SCALE: Scale = Scale {
     segment_bytes: 64 << 10,
-    segments: 48,
+    segments: 96,
     journal_bytes: 1 << 20,
 };
 const JOURNAL_OFFSET: u64 = 16 << 10;

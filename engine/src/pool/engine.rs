@@ -63,7 +63,10 @@ impl Budget {
             page_cache: part(20),
             index: part(25),
             read_buffers: part(8).max(4 << 20),
-            stripe_buffers: part(8).min(48 << 20).max(STRIPES_MIN * stripe),
+            stripe_buffers: part(8)
+                .min(48 << 20)
+                .max(STRIPES_MIN * stripe)
+                .max(GROUP_BUFFER_BYTES_MIN),
             map_buffers: part(2).min(16 << 20).max(4 * stripe),
             layers: part(10),
         }
@@ -72,6 +75,10 @@ impl Budget {
 
 /// With fewer stripe buffers a group of chunks could not be appended.
 const STRIPES_MIN: usize = 16;
+/// Small stripes and segments waste some of each: a group of 1 MiB takes up to
+/// twice that. A pool that can never hold one group's buffers would be waited
+/// for without end (R23).
+const GROUP_BUFFER_BYTES_MIN: usize = 4 << 20;
 
 /// What the append lock guards: the one order of all changes (R13).
 #[derive(Debug)]
@@ -191,6 +198,10 @@ impl Engine {
     /// while there are too few.
     pub(crate) fn take_stripe_buffers(&self, count: usize) -> Result<Vec<AlignedBuf>, EngineError> {
         let lengths = vec![self.geometry.stripe_bytes as usize; count];
+        assert!(
+            lengths.iter().sum::<usize>() <= self.budget.stripe_buffers,
+            "one group's stripe buffers fit their pool (R23)"
+        );
         loop {
             if let Some(buffers) = self.stripe_buffers.try_take_many(&lengths) {
                 return Ok(buffers);
