@@ -59,7 +59,7 @@ impl Default for ServerOptions {
             buffer_bytes: 64 << 20,
             // Two reads of 1 MiB and their headers. Half of it makes sequential
             // reads a quarter slower even though they are read ahead.
-            window_bytes: (2 << 20) + (64 << 10),
+            window_bytes: (4 << 20) + (64 << 10),
         }
     }
 }
