@@ -18,7 +18,7 @@ use common::{Served, TestPool, command, random_file, requires, tessera, text, to
 use rustix::{
     fs::SeekFrom,
     io::Errno,
-    mount::UnmountFlags,
+    mount::{MountFlags, UnmountFlags},
     process::{Pid, Signal, kill_process},
 };
 
@@ -95,6 +95,15 @@ impl Drop for Mounted {
         if !self.path.as_os_str().is_empty() {
             let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
         }
+    }
+}
+
+/// A mount that a test made itself.
+struct Below(PathBuf);
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, UnmountFlags::DETACH).unwrap();
     }
 }
 
@@ -251,7 +260,10 @@ fn holes_are_made_and_found_and_copied_as_holes() {
     let copy = pool.root.path().join("copy");
     tool("cp", &["--sparse=auto", &text(&path), &text(&copy)]).ok();
     tool("cmp", &[&text(&path), &text(&copy)]).ok();
-    assert_eq!(runs(&File::open(&copy).unwrap()), [(4, 6), (7, 9), (10, 12)]);
+    assert_eq!(
+        runs(&File::open(&copy).unwrap()),
+        [(4, 6), (7, 9), (10, 12)]
+    );
     mounted.stop(Signal::TERM);
     let mounted = Mounted::start(&pool, &[]);
     assert_eq!(
@@ -338,6 +350,13 @@ fn unmounting_from_outside_ends_the_process_well() {
     }
     let pool = TestPool::raid5();
     pool.volume("v", "8M");
+    // Something else is mounted below, and has to stay.
+    let below = mountpoint(&pool);
+    if rustix::mount::mount("below", &below, "tmpfs", MountFlags::empty(), None).is_err() {
+        eprintln!("skipped: only root can mount something below");
+        return;
+    }
+    let below = Below(below);
     let mut mounted = Mounted::start(&pool, &[]);
     tool("fusermount3", &["-u", &text(&mounted.path)]).ok();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -350,6 +369,8 @@ fn unmounting_from_outside_ends_the_process_well() {
     };
     assert!(status.success(), "{status}");
     assert!(pool.status()["server"].is_null());
+    assert!(is_mounted(&below.0), "what was below was unmounted too");
+    mounted.path = PathBuf::new();
 }
 
 #[test]

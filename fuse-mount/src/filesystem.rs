@@ -187,8 +187,23 @@ impl Wanted {
     }
 }
 
+/// Called once, when no more requests will come.
+pub(crate) type Ended = Box<dyn FnOnce() + Send>;
+
 /// The file system as the kernel calls it.
-pub(crate) struct TesseraFs(pub(crate) Arc<Shared>);
+pub(crate) struct TesseraFs {
+    shared: Arc<Shared>,
+    ended: Mutex<Option<Ended>>,
+}
+
+impl TesseraFs {
+    pub(crate) fn new(shared: Arc<Shared>, ended: Ended) -> Self {
+        Self {
+            shared,
+            ended: Mutex::new(Some(ended)),
+        }
+    }
+}
 
 fn answer(reply: ReplyEmpty) -> impl FnOnce(Result<(), DiskError>) + Send {
     |done| match done {
@@ -213,15 +228,21 @@ impl Filesystem for TesseraFs {
         Ok(())
     }
 
+    fn destroy(&mut self) {
+        if let Some(ended) = self.ended.get_mut().take() {
+            ended();
+        }
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.0.lookup(parent, name) {
+        match self.shared.lookup(parent, name) {
             Ok(attributes) => reply.entry(&BELIEVED_FOR, &attributes, Generation(0)),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.0.attributes(ino) {
+        match self.shared.attributes(ino) {
             Ok(attributes) => reply.attr(&BELIEVED_FOR, &attributes),
             Err(errno) => reply.error(errno),
         }
@@ -251,7 +272,7 @@ impl Filesystem for TesseraFs {
             gid,
             size,
         };
-        match self.0.attributes(ino) {
+        match self.shared.attributes(ino) {
             Ok(now) if wanted.changes(&now) => reply.error(Errno::EPERM),
             Ok(now) => reply.attr(&BELIEVED_FOR, &now),
             Err(errno) => reply.error(errno),
@@ -259,7 +280,7 @@ impl Filesystem for TesseraFs {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.open(ino, flags) {
+        match self.shared.open(ino, flags) {
             Ok(handle) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
                 reply.opened(handle, flags);
@@ -285,7 +306,7 @@ impl Filesystem for TesseraFs {
                 buffer.resize(length, 0);
             }
             let buffer = &mut buffer[..length];
-            match self.0.with(fh, |file| file.read(offset, buffer)) {
+            match self.shared.with(fh, |file| file.read(offset, buffer)) {
                 Ok(length) => reply.data(&buffer[..length]),
                 Err(errno) => reply.error(errno),
             }
@@ -304,7 +325,7 @@ impl Filesystem for TesseraFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = match self.0.with(fh, |file| file.write(offset, data)) {
+        let written = match self.shared.with(fh, |file| file.write(offset, data)) {
             Ok(written) => u32::try_from(written).expect("no longer than a request"),
             Err(errno) => return reply.error(errno),
         };
@@ -312,7 +333,7 @@ impl Filesystem for TesseraFs {
         if flags.0 & O_DSYNC == 0 {
             return reply.written(written);
         }
-        match self.0.file(fh) {
+        match self.shared.file(fh) {
             Ok(file) => file.flush(Box::new(move |done| match done {
                 Ok(()) => reply.written(written),
                 Err(error) => reply.error(errno_of(&error)),
@@ -322,14 +343,14 @@ impl Filesystem for TesseraFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        match self.0.file(fh) {
+        match self.shared.file(fh) {
             Ok(file) => file.flush_if_dirty(Box::new(answer(reply))),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.0.file(fh) {
+        match self.shared.file(fh) {
             Ok(file) => file.flush(Box::new(answer(reply))),
             Err(errno) => reply.error(errno),
         }
@@ -345,7 +366,7 @@ impl Filesystem for TesseraFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let file = self.0.open.write().remove(&fh.0);
+        let file = self.shared.open.write().remove(&fh.0);
         match file {
             Some(file) => file.flush_if_dirty(Box::new(answer(reply))),
             None => reply.error(Errno::EBADF),
@@ -362,7 +383,10 @@ impl Filesystem for TesseraFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        match self.0.with(fh, |file| file.allocate(mode, offset, length)) {
+        match self
+            .shared
+            .with(fh, |file| file.allocate(mode, offset, length))
+        {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
@@ -377,7 +401,7 @@ impl Filesystem for TesseraFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = self.0.with(fh, |file| {
+        let found = self.shared.with(fh, |file| {
             let found = file.seek(offset, whence)?;
             i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
         });
@@ -396,7 +420,7 @@ impl Filesystem for TesseraFs {
         mut reply: ReplyDirectory,
     ) {
         let lines = Inode::from_number(ino)
-            .and_then(|directory| entry::list(directory, &self.0.volumes.list(), offset));
+            .and_then(|directory| entry::list(directory, &self.shared.volumes.list(), offset));
         let Some(lines) = lines else {
             return reply.error(Errno::ENOTDIR);
         };
@@ -413,7 +437,7 @@ impl Filesystem for TesseraFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let space = self.0.volumes.space();
+        let space = self.shared.volumes.space();
         let blocks = |bytes: u64| bytes / u64::from(STATFS_BLOCK);
         let free = blocks(space.free);
         reply.statfs(

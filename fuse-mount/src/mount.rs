@@ -6,7 +6,7 @@
 //! finished, what comes gets an error. After that the pool can be closed.
 
 use std::{
-    io,
+    mem::ManuallyDrop,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -16,12 +16,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, MountOption, Session, SessionACL};
 
 use crate::{
     entry::Owner,
     filesystem::{Shared, TesseraFs},
-    mountpoint::{MountError, Mountpoint, SOURCE, detach},
+    mountpoint::{MountError, MountId, Mountpoint, SOURCE, unmount},
     volumes::Volumes,
 };
 
@@ -38,18 +38,20 @@ pub struct MountOptions {
     pub allow_other: bool,
 }
 
-/// A pool's volumes, mounted. Dropped without [`Mount::end`], it is unmounted
-/// when its last thread ends.
+/// A pool's volumes, mounted. A descriptor of each stays open until the
+/// process ends.
 pub struct Mount {
     path: PathBuf,
     shared: Arc<Shared>,
-    unmounter: SessionUnmounter,
+    id: Option<MountId>,
     ended: Receiver<()>,
 }
 
 impl Mount {
     /// Mounts `volumes`; programs can use them on return. `ended` is called
     /// when the mount is no more, whoever ended it.
+    ///
+    /// Without [`Mount::end`] it lives as long as the process.
     ///
     /// # Errors
     /// [`MountError::Mount`] with the system's reason.
@@ -70,26 +72,23 @@ impl Mount {
             read_only: options.read_only,
         };
         let shared = Arc::new(Shared::new(volumes, owner));
-        let filesystem = TesseraFs(Arc::clone(&shared));
-        let mut session =
-            Session::new(filesystem, mountpoint.path(), &config(options)).map_err(refused)?;
-        let unmounter = session.unmount_callable();
         let (sender, receiver) = channel();
-        thread::Builder::new()
-            .name("fuse".to_owned())
-            .spawn(move || {
-                if let Err(error) = session.run() {
-                    tracing::error!(%error, "the mount ended with an error");
-                }
-                // Nobody listens when the mount was ended from this side.
-                let _ = sender.send(());
-                ended();
-            })
-            .map_err(refused)?;
+        let tell = move || {
+            // Nobody listens any more when the patience of the end was short.
+            let _ = sender.send(());
+            ended();
+        };
+        let filesystem = TesseraFs::new(Arc::clone(&shared), Box::new(tell));
+        let session =
+            Session::new(filesystem, mountpoint.path(), &config(options)).map_err(refused)?;
+        let id = MountId::seen_at(mountpoint.path()).map_err(refused)?;
+        // Dropped, the handle would unmount whatever it finds at the path, even
+        // where ours has gone and only what was below it is left.
+        let _never_dropped = ManuallyDrop::new(session.spawn().map_err(refused)?);
         Ok(Self {
             path: mountpoint.path().to_owned(),
             shared,
-            unmounter,
+            id,
             ended: receiver,
         })
     }
@@ -110,15 +109,15 @@ impl Mount {
     ///
     /// # Errors
     /// The mount is still in the mount table; it has been cut off all the same.
-    pub fn end(mut self) -> Result<(), MountError> {
-        // Does nothing where somebody else has unmounted already.
-        let unmounted = match self.unmounter.unmount() {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => detach(&self.path),
+    pub fn end(self) -> Result<(), MountError> {
+        let unmounted = match MountId::seen_at(&self.path) {
+            Ok(seen) if seen.is_some() && seen == self.id => unmount(&self.path),
+            // Somebody else has unmounted it, or mounted something over it.
+            Ok(_) => Ok(()),
             Err(reason) => Err(MountError::Unmount {
                 path: self.path.clone(),
                 reason,
             }),
-            Ok(()) => Ok(()),
         };
         if unmounted.is_ok() && self.ended.recv_timeout(LEAVE_PATIENCE).is_err() {
             tracing::warn!(

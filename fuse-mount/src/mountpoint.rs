@@ -139,6 +139,34 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// One mount among those that come and go at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountId(OsString);
+
+impl MountId {
+    /// The mount of ours that is seen at `path` now.
+    pub(crate) fn seen_at(path: &Path) -> io::Result<Option<Self>> {
+        let table = fs::read("/proc/self/mountinfo")?;
+        let ours = top_mount(&table, path).filter(TableLine::is_ours);
+        Ok(ours.map(|mount| Self(mount.id)))
+    }
+}
+
+/// Takes the mount at `path` away; lazily if somebody is in it.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn unmount(path: &Path) -> Result<(), MountError> {
+    match rustix::mount::unmount(path, UnmountFlags::empty()) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY | Errno::PERM) => detach(path),
+        Err(error) => Err(MountError::Unmount {
+            path: path.to_owned(),
+            reason: error.into(),
+        }),
+    }
+}
+
 /// Takes the mount at `path` away, even while somebody is in it.
 ///
 /// # Errors
@@ -170,6 +198,7 @@ pub(crate) fn detach(path: &Path) -> Result<(), MountError> {
 /// One line of the mount table, as far as it matters.
 #[derive(Debug, PartialEq, Eq)]
 struct TableLine {
+    id: OsString,
     kind: OsString,
     source: OsString,
 }
@@ -185,18 +214,20 @@ impl TableLine {
 fn top_mount(table: &[u8], path: &Path) -> Option<TableLine> {
     let parse = |line: &[u8]| {
         let mut fields = line.split(|&byte| byte == b' ');
-        // id, parent, device, root, then where it is mounted.
-        if unescape(fields.nth(4)?) != path.as_os_str() {
+        let id = unescape(fields.next()?);
+        // Parent, device and root, then where it is mounted.
+        if unescape(fields.nth(3)?) != path.as_os_str() {
             return None;
         }
         // Options, any number of optional fields, a dash, type, source.
         fields.find(|field| *field == b"-")?;
         Some(TableLine {
+            id,
             kind: unescape(fields.next()?),
             source: unescape(fields.next()?),
         })
     };
-    table.split(|&byte| byte == b'\n').filter_map(parse).last()
+    table.rsplit(|&byte| byte == b'\n').find_map(parse)
 }
 
 /// The table writes spaces, tabs, line ends and backslashes as `\ooo`.
