@@ -86,13 +86,22 @@ pub(super) fn cut_at_units(runs: &[Run], wants: &[Want], unit: u32) -> Vec<Run> 
     let mut parts: Vec<Run> = Vec::with_capacity(runs.len());
     for run in runs {
         let joined = run.bytes();
-        let mut part = Run { end: run.start, last: run.first, joined, ..*run };
+        let mut part = Run {
+            end: run.start,
+            last: run.first,
+            joined,
+            ..*run
+        };
         for (index, want) in wants[run.first..run.last].iter().enumerate() {
             let (start, end) = blocks_of(&want.entry);
             let begins_a_unit = start / unit > part.start / unit;
             if begins_a_unit && start >= part.end && part.last > part.first {
                 parts.push(part);
-                part = Run { start, first: part.last, ..part };
+                part = Run {
+                    start,
+                    first: part.last,
+                    ..part
+                };
             }
             part.end = part.end.max(end);
             part.last = run.first + index + 1;

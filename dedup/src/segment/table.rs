@@ -439,9 +439,9 @@ impl SegmentTable {
     /// Like [`Self::take_dirty`] for segments of one stream, without moving
     /// released segments on: what a checkpoint opened while it ran.
     pub fn take_dirty_of(&self, stream: Stream) -> Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])> {
-        self.inner.write().take_dirty_where(|slot| {
-            slot.record.stream == stream as u8 && slot.is_live()
-        })
+        self.inner
+            .write()
+            .take_dirty_where(|slot| slot.record.stream == stream as u8 && slot.is_live())
     }
 
     /// The checkpoint whose records were taken last is durable.

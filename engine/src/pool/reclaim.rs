@@ -117,7 +117,10 @@ impl Engine {
 
     /// Punches and frees what no operation can be reading any more.
     pub(crate) fn punch_cleared(&self) {
-        for (segment, placement) in self.table.take_punchable(|epoch| self.epochs.quiesced(epoch)) {
+        for (segment, placement) in self
+            .table
+            .take_punchable(|epoch| self.epochs.quiesced(epoch))
+        {
             self.array.discard_segment(&placement);
             self.table.make_free(segment);
         }
