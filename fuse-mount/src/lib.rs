@@ -13,7 +13,7 @@
 //! (`fallocate`). Volumes are made, renamed, resized and deleted by
 //! management commands, never through the mount.
 //!
-//! The parts: [`inode`] numbers files, [`entry`] describes them, [`file`]
+//! The parts: [`inode`] numbers files, [`entry`] describes them, [`mod@file`]
 //! reads and writes an open one, `filesystem` answers the kernel, `mountpoint`
 //! looks at where to mount, [`Mount`] is the mount while it lives.
 

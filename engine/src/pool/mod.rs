@@ -1,6 +1,6 @@
 //! The pool: what a program opens, serves and closes.
 //!
-//! The parts: [`engine`] holds the shared state and the lock order; a write goes
+//! The parts: `engine` holds the shared state and the lock order; a write goes
 //! through `disk` and `write`, a read through `disk` and `read`; `commit` makes
 //! things durable, `checkpoint` folds them into map pages, `recovery` gets them
 //! back, `reclaim` frees what is dead, `space` keeps enough in reserve.
