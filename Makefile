@@ -39,5 +39,5 @@ vm-test: ## Boot a virtual machine whose disk is an export
 	scripts/vm-test.sh
 
 .PHONY: soak
-soak: ## Run the randomised tests for long (needs scripts/soak.sh)
-	scripts/soak.sh
+soak: ## Run the simulations for long (SEEDS=500 seeds of each level, then every sequence of three)
+	scripts/soak.sh $(SEEDS)

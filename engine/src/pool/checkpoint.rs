@@ -37,7 +37,8 @@ use crate::{
 };
 
 /// Generations that may be issued until the next checkpoint raises the limit.
-pub(crate) const GENERATIONS_AHEAD: u64 = 1 << 20;
+/// Odd, so that the low bits which entries carry differ from opening to opening.
+pub(crate) const GENERATIONS_AHEAD: u64 = (1 << 20) + 37;
 
 /// Why a checkpoint is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,7 +369,9 @@ impl Engine {
         // Unless it has been sealed since, with a summary at its own end.
         let lacks_its_own = |record: &SegmentRecord| {
             record.generation == summary.generation
-                && (record.summary.blocks == 0 || record.summary.segment != id)
+                && (record.state == SegmentState::Open
+                    || record.summary.blocks == 0
+                    || record.summary.segment != id)
         };
         {
             let mut state = self.state.lock();

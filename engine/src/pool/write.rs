@@ -192,6 +192,12 @@ impl Engine {
         let mut entries = Vec::with_capacity(chunks.len());
 
         let mut state = self.state.lock();
+        // However many writers there are, what is pending fits the journal.
+        while state.pending.len() as u64 > 2 * self.pending_bytes_max() {
+            drop(state);
+            self.commit_now()?;
+            state = self.state.lock();
+        }
         self.check_usable()?;
         if let Some(token) = token
             && state
