@@ -148,14 +148,11 @@ impl Engine {
         if self.read_only {
             return Ok(());
         }
-        let behind = {
-            let state = self.state.lock();
-            !state.pending.is_empty() || state.sequence > self.durable.load(Ordering::Acquire)
-        };
-        if behind {
-            return self.commit_now();
+        if self.is_durable() {
+            self.confirm()
+        } else {
+            self.commit_now()
         }
-        self.confirm()
     }
 
     /// Confirms the newest batch if it has no successor (R15).
@@ -192,7 +189,24 @@ impl Engine {
         self.signals.index.ring();
     }
 
-    /// Queues a flush for the committer.
+    /// Commits because a flush is to be expected. Whatever goes wrong, the
+    /// flush will meet it.
+    pub(crate) fn commit_ahead(&self) {
+        if self.read_only || self.is_durable() {
+            return;
+        }
+        if let Err(error) = self.commit_now() {
+            tracing::debug!(%error, "cannot commit ahead of a flush");
+        }
+    }
+
+    /// Whether every acknowledged change is durable.
+    fn is_durable(&self) -> bool {
+        let state = self.state.lock();
+        state.pending.is_empty() && state.sequence <= self.durable.load(Ordering::Acquire)
+    }
+
+    /// Queues a flush for the committer; answers it if there is nothing to do.
     pub(crate) fn queue_flush(&self, done: FlushDone) {
         if self.read_only {
             return done(Ok(()));
@@ -203,6 +217,9 @@ impl Engine {
                 other => other,
             };
             return done(Err(error));
+        }
+        if self.is_durable() {
+            return done(Ok(()));
         }
         self.flushes.lock().push(done);
         if self.threads {

@@ -5,6 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use tessera_dedup::Entry;
 
 use super::{
+    anticipation::Anticipation,
     engine::Engine,
     pages::Pages,
     read::ReadJob,
@@ -23,12 +24,18 @@ use crate::{
 pub(crate) struct VolumeDisk {
     engine: Arc<Engine>,
     volume: Arc<Volume>,
+    /// Of this handle's user: a front end opens one for each client.
+    anticipation: Anticipation,
 }
 
 impl VolumeDisk {
     pub(crate) fn new(engine: Arc<Engine>, volume: Arc<Volume>) -> Self {
         volume.users.fetch_add(1, Ordering::AcqRel);
-        Self { engine, volume }
+        Self {
+            engine,
+            volume,
+            anticipation: Anticipation::default(),
+        }
     }
 }
 
@@ -57,6 +64,7 @@ impl Disk for VolumeDisk {
     fn execute(&self, batch: &mut [Request<'_>]) {
         let size = self.volume.state.read().size_bytes;
         let mut reads = Vec::new();
+        let mut wrote = false;
         for request in batch {
             let Request { operation, result } = request;
             *result = self.check(operation, size);
@@ -72,6 +80,7 @@ impl Disk for VolumeDisk {
                     });
                 }
                 Operation::Write { offset, data } => {
+                    wrote = true;
                     *result = self.engine.write(&self.volume, *offset, data);
                 }
                 Operation::Discard { offset, length } => {
@@ -102,6 +111,9 @@ impl Disk for VolumeDisk {
                 }
             }
         }
+        if wrote {
+            self.anticipation.note_writes();
+        }
         if !reads.is_empty() {
             let _guard = self.engine.epochs.enter();
             self.engine.read_jobs(&self.volume, &mut reads);
@@ -109,7 +121,14 @@ impl Disk for VolumeDisk {
     }
 
     fn flush(&self, done: FlushDone) {
+        self.anticipation.note_flush();
         self.engine.queue_flush(done);
+    }
+
+    fn work_ahead(&self) {
+        if self.anticipation.expects_flush() {
+            self.engine.commit_ahead();
+        }
     }
 
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, DiskError> {

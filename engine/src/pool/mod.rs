@@ -6,6 +6,7 @@
 //! back, `reclaim` frees what is dead, `space` keeps enough in reserve.
 
 mod accounting;
+mod anticipation;
 mod check;
 mod checkpoint;
 mod commit;

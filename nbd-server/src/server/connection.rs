@@ -71,6 +71,7 @@ pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>) {
                 plan: Plan::new(&shared.pool),
                 extra: Vec::new(),
                 waiting: Vec::new(),
+                wrote: false,
                 drain_batches: DRAIN_BATCHES,
             }
             .run();
@@ -118,6 +119,8 @@ struct Connection<'a> {
     extra: Vec<u8>,
     /// Whom to answer when the flush of this batch is complete.
     waiting: Vec<Addressee>,
+    /// Something has been written since the disk could last work ahead.
+    wrote: bool,
     drain_batches: u32,
 }
 
@@ -172,6 +175,11 @@ impl Connection<'_> {
                 Received::Nothing => {
                     if draining && self.inbox.bytes().is_empty() && !self.plan.is_midway() {
                         return Ok(Reason::Draining);
+                    }
+                    // A commit begun now need not wait for its flush to arrive.
+                    if std::mem::take(&mut self.wrote) {
+                        self.disk.work_ahead();
+                        continue;
                     }
                     stalled = self.wait(stalled)?;
                 }
@@ -285,6 +293,7 @@ impl Connection<'_> {
         let (entries, reply) = self.plan.batch_mut().parts_mut();
         for entry in entries.iter() {
             counts.see(entry);
+            self.wrote |= matches!(entry.work, Work::Write { .. });
             let begin = self.extra.len();
             let code = match &entry.result {
                 Ok(()) => write_success(entry, style, reply, &mut parts, &mut self.waiting),
