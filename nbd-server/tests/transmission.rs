@@ -408,6 +408,22 @@ fn a_flush_is_answered_when_the_disk_says_so_and_holds_up_nobody() {
 }
 
 #[test]
+fn a_disk_may_work_ahead_when_writes_are_answered_and_nothing_has_arrived() {
+    let served = Served::new(MIB);
+    let mut client = served.connect(Style::Structured);
+    let ahead = || served.disk.worked_ahead.load(Ordering::SeqCst);
+    assert_eq!(client.read(0, 4096).len(), 4096);
+    assert_eq!(client.call(0, cmd::FLUSH, 0, 0).error, 0);
+    assert_eq!(ahead(), 0, "there is nothing to commit");
+    for count in 1..4 {
+        assert_eq!(client.write(0, 0, &pattern(count, 4096)), 0);
+        eventually("the disk is asked", || ahead() as u64 == count);
+        assert_eq!(client.read(0, 4096).len(), 4096);
+        assert_eq!(ahead() as u64, count, "once for each batch of writes");
+    }
+}
+
+#[test]
 fn requests_of_one_batch_share_a_flush() {
     let served = Served::new(MIB);
     let mut client = served.connect(Style::Structured);

@@ -16,6 +16,7 @@
 //! A flush covers the writes of its own batch too, which is more than the
 //! protocol asks for.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,9 @@ const DRAIN_BATCHES: u32 = 256;
 /// Answers shorter than this are sent before anything else is begun: most of
 /// one fits the socket, and handing work over costs more than it gains.
 const AHEAD_BYTES: usize = 256 << 10;
+/// Batches executed while one is being sent: enough that the disk has work
+/// while one of them is checked and another waits to be sent.
+const AHEAD_MAX: usize = 3;
 /// How long to wait for the client to close after the last reply.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -223,10 +227,11 @@ impl Connection<'_> {
             return Ok(progress);
         }
         self.execute();
+        let mut ahead = VecDeque::with_capacity(AHEAD_MAX);
         loop {
-            let ahead = self.look_ahead()?;
+            self.look_ahead(&mut ahead)?;
             let answered = self.answer();
-            match ahead {
+            match ahead.pop_front() {
                 None => {
                     answered?;
                     self.plan.clear();
@@ -256,11 +261,11 @@ impl Connection<'_> {
         self.plan.note_failed_pieces();
     }
 
-    /// While a long answer is being sent, has a helper execute the reads that
+    /// While a long answer is being sent, has helpers execute the reads that
     /// come next. Only when the present batch has been executed.
-    fn look_ahead(&mut self) -> io::Result<Option<Ahead>> {
-        if self.plan.batch().reply_bytes() < AHEAD_BYTES {
-            return Ok(None);
+    fn look_ahead(&mut self, ahead: &mut VecDeque<Ahead>) -> io::Result<()> {
+        if ahead.is_empty() && self.plan.batch().reply_bytes() < AHEAD_BYTES {
+            return Ok(());
         }
         // While draining, what is taken in is counted: see `serve_requests`.
         if !self.shared.is_draining() && !self.inbox.is_full() {
@@ -268,21 +273,28 @@ impl Connection<'_> {
             self.inbox.receive(self.outbox)?;
         }
         self.terms.size = self.disk.size();
-        let Some(batch) = self.plan.look_ahead(&mut self.inbox, &self.terms) else {
-            return Ok(None);
-        };
-        if batch.reply_bytes() < AHEAD_BYTES {
-            return Ok(Some(Ahead::Planned(batch)));
+        // Behind a batch that nobody executes yet there is no hurry, and behind
+        // a piece of a long read nobody knows yet whether there is a next one.
+        while ahead.len() < AHEAD_MAX
+            && !matches!(ahead.back(), Some(Ahead::Planned(_)))
+            && (ahead.is_empty() || !self.plan.is_midway())
+            && let Some(batch) = self.plan.look_ahead(&mut self.inbox, &self.terms)
+        {
+            if batch.reply_bytes() < AHEAD_BYTES {
+                ahead.push_back(Ahead::Planned(batch));
+                break;
+            }
+            let job = Job {
+                disk: Arc::clone(&self.disk),
+                batch,
+                style: self.terms.style,
+            };
+            ahead.push_back(match self.shared.helpers.give(job) {
+                Ok(ticket) => Ahead::Given(ticket),
+                Err(batch) => Ahead::Planned(batch),
+            });
         }
-        let job = Job {
-            disk: Arc::clone(&self.disk),
-            batch,
-            style: self.terms.style,
-        };
-        Ok(Some(match self.shared.helpers.give(job) {
-            Ok(ticket) => Ahead::Given(ticket),
-            Err(batch) => Ahead::Planned(batch),
-        }))
+        Ok(())
     }
 
     fn answer(&mut self) -> io::Result<()> {

@@ -4,8 +4,11 @@
 //!
 //! ```text
 //! connection   execute A │ send A │ collect B, send B │ collect C, send C
-//! helper                 │ execute B       │ execute C         │
+//! helper 1               │ execute B       │ execute D        │
+//! helper 2               │ execute C           │ execute E
 //! ```
+//! With several at it, the disk reads for one while another checks what it has
+//! got. How many a connection keeps busy is its own decision.
 //!
 //! Invariants:
 //! * A job is taken only if a helper is free for it, so none waits for another;

@@ -54,6 +54,8 @@ pub struct MemoryDisk {
     pub requests: AtomicUsize,
     /// Calls of `flush`.
     pub flushes: AtomicUsize,
+    /// Calls of `work_ahead`.
+    pub worked_ahead: AtomicUsize,
     /// Bytes asked to be prefetched.
     pub prefetched: AtomicU64,
     /// Threads inside `execute` that wait at the gate.
@@ -106,6 +108,7 @@ impl MemoryDisk {
             batches: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
+            worked_ahead: AtomicUsize::new(0),
             prefetched: AtomicU64::new(0),
             at_gate: AtomicUsize::new(0),
             flusher: flusher::Flusher::start(),
@@ -329,6 +332,10 @@ impl Disk for MemoryDisk {
             FlushMode::Thread => self.flusher.push(done),
             FlushMode::Held => self.held.lock().push(done),
         }
+    }
+
+    fn work_ahead(&self) {
+        self.worked_ahead.fetch_add(1, Ordering::SeqCst);
     }
 
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, DiskError> {
