@@ -30,6 +30,10 @@ lint: ## Check formatting, clippy and documentation
 bench: ## Compare with qemu-nbd and nbdkit under fio (BENCH="--quick" for a short run)
 	@scripts/bench.sh $(BENCH)
 
+.PHONY: bench-mount
+bench-mount: ## Compare a mounted volume with NBD and with qemu-storage-daemon under fio
+	@scripts/bench.sh --mount $(BENCH)
+
 .PHONY: microbench
 microbench: ## Measure hashing, parity, index and codecs on their own
 	scripts/setup.sh build && . scripts/env.sh && cargo bench --locked --workspace --benches

@@ -6,4 +6,9 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh bench
 . scripts/env.sh
 TESSERA=$(tessera_binary)
+# --mount: the volume as a mounted file instead (benches/compare_mount.py).
+if [[ ${1-} == --mount ]]; then
+    shift
+    exec /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@"
+fi
 exec /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@"

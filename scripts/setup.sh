@@ -45,6 +45,10 @@ need_test() {
     need_clients
     need fusermount3 fuse3
     need losetup mount
+    need mkfs.xfs xfsprogs
+    need mkfs.btrfs btrfs-progs
+    need fstrim util-linux
+    need qemu-io qemu-utils
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
 }
 
@@ -59,7 +63,8 @@ for purpose; do
     case $purpose in
     build) need_build ;;
     test) need_build; need_test ;;
-    demo | bench) need_build; need_clients ;;
+    demo) need_build; need_clients ;;
+    bench) need_build; need_clients; need qemu-storage-daemon qemu-system-common ;;
     vm) need_vm ;;
     *) die "unknown purpose $purpose: use build, test, demo, bench or vm" ;;
     esac

@@ -27,11 +27,11 @@ pub(crate) struct ServerInfo {
     pub(crate) pid: u32,
     /// Its version of Tessera.
     pub(crate) version: String,
-    /// Where NBD clients connect.
+    /// Where NBD clients connect, and where volumes are mounted.
     pub(crate) endpoints: Vec<String>,
     /// Clients can only read.
     pub(crate) read_only: bool,
-    /// NBD connections at this moment.
+    /// NBD connections and open files at this moment.
     pub(crate) connections: u64,
 }
 

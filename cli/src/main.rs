@@ -8,6 +8,7 @@ mod access;
 mod args;
 mod commands;
 mod control;
+mod daemon;
 mod failure;
 mod logging;
 mod notify;

@@ -6,97 +6,26 @@
 mod common;
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Read},
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use common::{Served, TestPool, command, random_file, requires, tessera, text, tool};
+use common::{
+    Served, TestPool,
+    mount::{Mounted, can_mount, is_mounted, mountpoint, write_file},
+    random_file, tessera, text, tool,
+};
 use rustix::{
-    fs::SeekFrom,
+    fs::{SeekFrom, XattrFlags},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
     process::{Pid, Signal, kill_process},
 };
-
-/// Whether file systems can be mounted here. Containers often have no
-/// /dev/fuse, which is nobody's fault; where it is, the tools must be too.
-fn can_mount(tools: &[&str]) -> bool {
-    let device = fs::metadata("/dev/fuse").is_ok_and(|found| found.file_type().is_char_device());
-    if !device || OpenOptions::new().write(true).open("/dev/fuse").is_err() {
-        eprintln!("skipped: /dev/fuse is not here or not ours to open");
-        return false;
-    }
-    requires(&[&["fusermount3"], tools].concat())
-}
-
-/// A mounting process; killed and unmounted when dropped.
-struct Mounted {
-    child: Child,
-    path: PathBuf,
-}
-
-impl Mounted {
-    #[track_caller]
-    fn start(pool: &TestPool, arguments: &[&str]) -> Self {
-        let path = mountpoint(pool);
-        let mut command = command(["mount", &text(&pool.dir), &text(&path)]);
-        command.args(arguments).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let mounted = Self { child, path };
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, format!("mounted on {}\n", text(&mounted.path)));
-        mounted
-    }
-
-    fn file(&self, volume: &str) -> PathBuf {
-        self.path.join("volumes").join(volume)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// It must end well and leave nothing mounted.
-    #[track_caller]
-    fn stop(mut self, signal: Signal) {
-        self.signal(signal);
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "the mount ended with {status}");
-        assert!(!is_mounted(&self.path));
-        assert_eq!(fs::read_dir(&self.path).unwrap().count(), 0);
-    }
-
-    /// kill -9: the mount stays, dead.
-    #[track_caller]
-    fn kill(mut self) {
-        self.signal(Signal::KILL);
-        self.child.wait().unwrap();
-        assert!(is_mounted(&self.path));
-        assert_eq!(
-            rustix::fs::statfs(&self.path).map(|_| ()),
-            Err(Errno::NOTCONN)
-        );
-        // Left as it is for the next start: nothing for `drop` to do.
-        self.path = PathBuf::new();
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // All of these fail when it has ended well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if !self.path.as_os_str().is_empty() {
-            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
-        }
-    }
-}
 
 /// A mount that a test made itself.
 struct Below(PathBuf);
@@ -107,81 +36,288 @@ impl Drop for Below {
     }
 }
 
-fn mountpoint(pool: &TestPool) -> PathBuf {
-    let path = pool.root.path().join("mnt");
-    let _exists = fs::create_dir(&path);
-    path
+fn errno<T: std::fmt::Debug>(done: std::io::Result<T>) -> Errno {
+    Errno::from_raw_os_error(done.unwrap_err().raw_os_error().unwrap())
 }
 
-fn is_mounted(path: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table
-        .lines()
-        .any(|line| line.split(' ').nth(4) == path.to_str())
+fn names(path: &Path) -> Vec<OsString> {
+    let entries = fs::read_dir(path).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
 }
 
-fn write_file(path: &Path) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap()
+fn attribute(path: &Path, key: &str) -> Result<String, Errno> {
+    let mut value = [0; 64];
+    let name = format!("user.tessera.{key}");
+    let length = rustix::fs::getxattr(path, name, &mut value[..])?;
+    Ok(String::from_utf8(value[..length].to_vec()).unwrap())
+}
+
+fn set_attribute(path: &Path, key: &str, value: &str) -> Result<(), Errno> {
+    let name = format!("user.tessera.{key}");
+    rustix::fs::setxattr(path, name, value.as_bytes(), XattrFlags::empty())
 }
 
 #[test]
-fn a_volume_is_a_file_that_cannot_be_managed() {
+fn a_volume_is_a_file_with_the_end_of_a_disk() {
     if !can_mount(&[]) {
         return;
     }
     let pool = TestPool::raid5();
     pool.volume("a", "64M");
     pool.volume("b", "1G");
-    let mounted = Mounted::start(&pool, &[]);
-    let names = |path: &Path| {
-        let entries = fs::read_dir(path).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    };
+    let mounted = Mounted::start(&pool, &["--foreground"]);
     assert_eq!(names(&mounted.path), ["volumes"]);
     assert_eq!(names(&mounted.path.join("volumes")), ["a", "b"]);
     let file = fs::metadata(mounted.file("b")).unwrap();
     assert_eq!((file.len(), file.mode()), (1 << 30, 0o100_600));
     assert_eq!(file.uid(), rustix::process::geteuid().as_raw());
-    assert_eq!(
-        fs::metadata(mounted.file("c")).unwrap_err().kind(),
-        std::io::ErrorKind::NotFound
-    );
+    assert_eq!(errno(fs::metadata(mounted.file("c"))), Errno::NOENT);
     let space = rustix::fs::statvfs(&mounted.path).unwrap();
-    assert_eq!(
-        space.f_blocks * space.f_frsize / 4096,
-        pool.status()["capacity_bytes"].as_u64().unwrap() / 4096
-    );
+    let status = pool.status();
+    let bytes = |key: &str| status[key].as_u64().unwrap() / 4096 * 4096;
+    assert_eq!(space.f_blocks * space.f_frsize, bytes("capacity_bytes"));
+    assert_eq!(space.f_bavail * space.f_frsize, bytes("free_bytes"));
+    assert_eq!(errno(fs::create_dir(mounted.path.join("d"))), Errno::PERM);
+    assert_eq!(errno(File::create_new(mounted.path.join("f"))), Errno::PERM);
 
-    let refused = |done: std::io::Result<()>| {
-        assert_eq!(
-            done.unwrap_err().raw_os_error(),
-            Some(Errno::PERM.raw_os_error())
-        );
-    };
-    refused(File::create_new(mounted.file("c")).map(|_| ()));
-    refused(fs::remove_file(mounted.file("a")));
-    refused(fs::rename(mounted.file("a"), mounted.file("c")));
-    refused(fs::create_dir(mounted.path.join("d")));
     let file = write_file(&mounted.file("a"));
-    refused(file.set_len(1));
-    refused(file.set_len(65 << 20));
-    file.set_len(64 << 20).unwrap();
-    // Its end is as fixed as a disk's.
     assert_eq!(file.write_at(b"123456", (64 << 20) - 4).unwrap(), 4);
-    let full = file.write_at(b"1", 64 << 20).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(errno(file.write_at(b"1", 64 << 20)), Errno::NOSPC);
+    // Opening it to be overwritten empties it as little as a disk.
+    drop(File::create(mounted.file("a")).unwrap());
+    let mut end = [0; 4];
+    file.read_exact_at(&mut end, (64 << 20) - 4).unwrap();
+    assert_eq!(&end, b"1234");
+    assert_eq!(file.metadata().unwrap().len(), 64 << 20);
     drop(file);
 
-    // Management goes on through the control socket, and is seen.
+    // Management goes on through the control socket, and is seen at once.
     pool.volume("c", "8M");
     assert_eq!(fs::metadata(mounted.file("c")).unwrap().len(), 8 << 20);
+    pool.run("volume", "resize", &["c", "--size", "9M"]).ok();
+    assert_eq!(fs::metadata(mounted.file("c")).unwrap().len(), 9 << 20);
+    pool.run("volume", "rename", &["c", "d"]).ok();
+    assert_eq!(errno(fs::metadata(mounted.file("c"))), Errno::NOENT);
+    pool.run("volume", "delete", &["d"]).ok();
+    assert_eq!(names(&mounted.path.join("volumes")), ["a", "b"]);
     mounted.stop(Signal::TERM);
+}
+
+#[test]
+fn what_is_done_to_a_file_is_done_to_its_volume() {
+    if !can_mount(&["cp", "cmp"]) {
+        return;
+    }
+    let pool = TestPool::raid5();
+    pool.volume("kept", "8M");
+    let mounted = Mounted::start(&pool, &[]);
+    let file = |name: &str| mounted.file(name);
+    let size = |name: &str| {
+        let shown = pool.run("volume", "show", &[name, "--json"]).json();
+        shown["size_bytes"].as_u64().unwrap()
+    };
+
+    // Created, written as it grows, and as long as what was written.
+    let image = pool.root.path().join("image");
+    random_file(&image, 12_345_678, 5);
+    tool(
+        "cp",
+        &["--sparse=never", &text(&image), &text(&file("new"))],
+    )
+    .ok();
+    assert_eq!(size("new"), 12_345_678);
+    tool("cmp", &[&text(&image), &text(&file("new"))]).ok();
+    // From then on its end is fixed.
+    let new = write_file(&file("new"));
+    assert_eq!(errno(new.write_at(b"x", 12_345_678)), Errno::NOSPC);
+    drop(new);
+    // Created by its size alone, as qemu-img and truncate do.
+    let sized = File::create_new(file("sized")).unwrap();
+    assert_eq!(sized.metadata().unwrap().len(), 0);
+    sized.set_len(1 << 40).unwrap();
+    assert_eq!(size("sized"), 1 << 40);
+    drop(sized);
+
+    // Longer always, shorter only where it is allowed.
+    let kept = write_file(&file("kept"));
+    kept.write_all_at(&[7; 8192], 0).unwrap();
+    kept.set_len(9 << 20).unwrap();
+    assert_eq!(size("kept"), 9 << 20);
+    assert_eq!(errno(kept.set_len(4096)), Errno::PERM);
+    assert_eq!(size("kept"), 9 << 20);
+    set_attribute(&file("kept"), "shrink", "yes").unwrap();
+    kept.set_len(4100).unwrap();
+    assert_eq!(size("kept"), 4100);
+    kept.set_len(8192).unwrap();
+    let mut bytes = [1; 8192];
+    kept.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!((bytes[4099], bytes[4100], bytes[8191]), (7, 0, 0));
+    drop(kept);
+
+    // Names.
+    fs::rename(file("sized"), file("renamed")).unwrap();
+    assert_eq!(size("renamed"), 1 << 40);
+    assert_eq!(errno(fs::rename(file("new"), file("kept"))), Errno::EXIST);
+    assert_eq!(errno(File::create_new(file("a b"))), Errno::INVAL);
+    assert_eq!(
+        errno(fs::rename(file("new"), mounted.path.join("new"))),
+        Errno::PERM
+    );
+    let reader = File::open(file("renamed")).unwrap();
+    assert_eq!(errno(fs::remove_file(file("renamed"))), Errno::BUSY);
+    drop(reader);
+    fs::remove_file(file("renamed")).unwrap();
+    assert_eq!(names(&mounted.path.join("volumes")), ["kept", "new"]);
+    mounted.stop(Signal::TERM);
+    let listed = pool.run("volume", "list", &["--json"]).json();
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!(pool.run("pool", "check", &["--data"]).code, Some(0));
+}
+
+#[test]
+fn extended_attributes_tell_of_volumes_and_of_those_to_come() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let pool = TestPool::raid5();
+    pool.volume("v", "8M");
+    let mounted = Mounted::start(&pool, &[]);
+    let (file, volumes) = (mounted.file("v"), mounted.path.join("volumes"));
+    write_file(&file).write_all_at(&[7; 1 << 20], 0).unwrap();
+    // 256 equal chunks.
+    assert_eq!(attribute(&file, "ratio").as_deref(), Ok("256.00"));
+    assert_eq!(attribute(&file, "mapped-bytes").as_deref(), Ok("1048576"));
+    assert_eq!(attribute(&file, "dedup").as_deref(), Ok("inline"));
+    assert_eq!(attribute(&file, "chunk-size").as_deref(), Ok("4096"));
+    assert_eq!(attribute(&file, "colour"), Err(Errno::NODATA));
+    assert_eq!(set_attribute(&file, "chunk-size", "8192"), Err(Errno::PERM));
+    assert_eq!(set_attribute(&file, "shrink", "maybe"), Err(Errno::INVAL));
+    assert_eq!(set_attribute(&file, "colour", "red"), Err(Errno::OPNOTSUPP));
+    let mut list = vec![0; 1024];
+    let length = rustix::fs::listxattr(&file, &mut list[..]).unwrap();
+    let list = String::from_utf8(list[..length].to_vec()).unwrap();
+    for name in list.trim_end_matches('\0').split('\0') {
+        let key = name.strip_prefix("user.tessera.").unwrap();
+        assert!(attribute(&file, key).is_ok(), "{key}");
+    }
+
+    for (key, value) in [
+        ("chunk-size", "65536"),
+        ("dedup", "off"),
+        ("compression", "none"),
+    ] {
+        set_attribute(&volumes, key, value).unwrap();
+    }
+    drop(File::create_new(mounted.file("new")).unwrap());
+    let shown = pool.run("volume", "show", &["new", "--json"]).json();
+    assert_eq!(shown["chunk_bytes"], 65536);
+    assert_eq!(
+        (&shown["dedup"], &shown["compression"]),
+        (&"off".into(), &"none".into())
+    );
+    assert_eq!(
+        attribute(&mounted.file("new"), "dedup").as_deref(),
+        Ok("off")
+    );
+    mounted.stop(Signal::TERM);
+}
+
+#[test]
+fn in_the_background_it_goes_on_until_it_is_told_to_stop() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let pool = TestPool::raid5();
+    pool.volume("v", "8M");
+    let path = mountpoint(&pool);
+    let (dir, point) = (text(&pool.dir), text(&path));
+    let said = tessera(["mount", &dir, &point, "--daemon"]).ok();
+    assert_eq!(said, format!("mounted on {point}\n"));
+    let pid = pool.status()["server"]["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let file = write_file(&path.join("volumes").join("v"));
+    file.write_all_at(b"still there", 4096).unwrap();
+    // A session of its own: what ends the terminal does not end it.
+    assert_eq!(rustix::process::getsid(Some(pid)), Ok(pid));
+    drop(file);
+    // What is wrong is said by the one in the foreground.
+    let sentence = tessera(["mount", &dir, &point, "--daemon"]).refused();
+    assert!(sentence.contains("is being served"), "{sentence}");
+    kill_process(pid, Signal::TERM).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while is_mounted(&path) || !pool.status()["server"].is_null() {
+        assert!(Instant::now() < deadline, "it does not stop");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_served_pool_is_mounted_too_and_both_see_the_same_bytes() {
+    if !can_mount(&["qemu-io", "qemu-img"]) {
+        return;
+    }
+    let pool = TestPool::raid5();
+    pool.volume("v", "64M");
+    let mounted = Mounted::serve(&pool);
+    let (file, uri) = (write_file(&mounted.file("v")), mounted.uri("v"));
+    let nbd = |command: &str| {
+        let ran = tool("qemu-io", &["-f", "raw", "-t", "none", "-c", command, &uri]);
+        assert!(!ran.stdout.contains("failed"), "{ran:?}");
+        ran.ok()
+    };
+    let mut bytes = vec![0; 1 << 20];
+    for (index, pattern) in [0x11u8, 0x22, 0x33, 0x44].into_iter().enumerate() {
+        let at = (index as u64) * (5 << 20) + 512 * index as u64;
+        nbd(&format!("write -P {pattern} {at} 1M"));
+        file.read_exact_at(&mut bytes, at).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == pattern), "at {at}");
+        bytes.fill(!pattern);
+        file.write_all_at(&bytes, at + 512).unwrap();
+        nbd(&format!("read -P {} {} 1M", !pattern, at + 512));
+        nbd(&format!("read -P {pattern} {at} 512"));
+    }
+    nbd("discard 5M 1M");
+    file.read_exact_at(&mut bytes, 5 << 20).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    let hole = rustix::fs::seek(&file, SeekFrom::Hole(5 << 20));
+    assert_eq!(hole, Ok(5 << 20));
+    // A copy over one is what the other has.
+    let copy = text(&pool.root.path().join("copy"));
+    tool(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "raw", &uri, &copy],
+    )
+    .ok();
+    let path = text(&mounted.file("v"));
+    tool(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &path, &copy],
+    )
+    .ok();
+    // A volume that an NBD client uses is not deleted under it.
+    file.set_len(65 << 20).unwrap();
+    let size = tool("qemu-img", &["info", "--output=json", &uri]).json();
+    assert_eq!(size["virtual-size"], 65 << 20);
+    drop(file);
+    let server = &pool.status()["server"];
+    assert_eq!(server["endpoints"].as_array().unwrap().len(), 2);
+    mounted.stop(Signal::TERM);
+
+    // Killed, it leaves a dead mount that the next one replaces.
+    Mounted::serve(&pool).kill();
+    let mounted = Mounted::serve(&pool);
+    tool(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &copy, &path],
+    );
+    mounted.stop(Signal::INT);
+    let (dir, nowhere) = (text(&pool.dir), text(&pool.root.path().join("nowhere")));
+    let sentence = tessera(["serve", &dir, "--mount", &nowhere]).refused();
+    assert!(sentence.contains("does not exist"), "{sentence}");
+    let sentence = tessera(["serve", &dir, "--mount", &dir]).refused();
+    assert!(sentence.contains("would hide"), "{sentence}");
 }
 
 #[test]

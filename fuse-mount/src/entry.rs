@@ -36,12 +36,13 @@ impl Owner {
         }
     }
 
-    /// The attributes of a volume's file; `None` if it cannot have any.
-    pub fn volume(&self, volume: &VolumeInfo, modified: SystemTime) -> Option<FileAttr> {
+    /// The attributes of a volume's file of `size` bytes; `None` if it cannot
+    /// have any.
+    pub fn volume(&self, volume: &VolumeInfo, size: u64, modified: SystemTime) -> Option<FileAttr> {
         let ino = Inode::Volume(volume.id).number()?;
         Some(FileAttr {
-            size: volume.size_bytes,
-            blocks: blocks(volume.size_bytes, volume.logical_bytes),
+            size,
+            blocks: blocks(size, volume.logical_bytes),
             mtime: modified,
             ctime: modified,
             blksize: volume.chunk_bytes,
@@ -187,13 +188,17 @@ mod tests {
             read_only: false,
         };
         let later = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(9);
-        let attributes = owner.volume(&volume(3, "a"), later).expect("attributes");
+        let attributes = owner
+            .volume(&volume(3, "a"), 1 << 20, later)
+            .expect("attributes");
         assert_eq!((attributes.size, attributes.perm), (1 << 20, 0o600));
         assert_eq!((attributes.uid, attributes.gid), (5, 6));
         assert_eq!(attributes.mtime, later);
-        assert_eq!(owner.volume(&volume(u64::MAX, "a"), later), None);
+        assert_eq!(owner.volume(&volume(u64::MAX, "a"), 1, later), None);
         owner.read_only = true;
-        let attributes = owner.volume(&volume(3, "a"), later).expect("attributes");
+        let attributes = owner
+            .volume(&volume(3, "a"), 1 << 20, later)
+            .expect("attributes");
         assert_eq!(attributes.perm, 0o400);
     }
 }

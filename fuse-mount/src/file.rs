@@ -1,19 +1,20 @@
 //! An open volume as a file: reads, writes, holes, flushes.
 //!
 //! A volume has a fixed end, like a disk. Reads stop there, writes stop there
-//! and then say that there is no space, and nothing makes a file longer.
+//! and then say that there is no space. Only a new file grows ([`crate::node`]).
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use tessera_engine::disk::{Disk, DiskError, ExtentKind, FlushDone, Operation, Request};
 
-use crate::errno::{Errno, errno_of};
+use crate::{
+    errno::{Errno, errno_of},
+    node::{Held, Node},
+    volumes::Volumes,
+};
 
 /// `fallocate`: do not change the size. Values of Linux's `falloc.h`.
 const KEEP_SIZE: i32 = 0x01;
@@ -27,58 +28,58 @@ const SEEK_HOLE: i32 = 4;
 /// Runs asked of the disk at once while looking for data or a hole.
 const RUNS: usize = 256;
 
-/// When a volume was last written through this mount; shared by all who have
-/// it open. Programs such as rsync skip what has not changed since.
-#[derive(Debug)]
-pub struct Modified(AtomicU64);
-
-impl Modified {
-    /// As if last written at `time`.
-    pub fn new(time: SystemTime) -> Self {
-        Self(AtomicU64::new(nanoseconds(time)))
-    }
-
-    /// The time of the last write.
-    pub fn time(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-
-    fn touch(&self) {
-        self.0
-            .fetch_max(nanoseconds(SystemTime::now()), Ordering::Relaxed);
-    }
-}
-
-fn nanoseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    // A clock before 1970 or after 2500 is as good as none.
-    since
-        .ok()
-        .and_then(|since| u64::try_from(since.as_nanos()).ok())
-        .unwrap_or(0)
-}
-
 /// A volume that a program has opened.
 pub struct OpenFile {
     disk: Arc<dyn Disk>,
-    modified: Arc<Modified>,
+    node: Arc<Node>,
+    volumes: Arc<dyn Volumes>,
     /// Something was written since the last flush began.
     dirty: AtomicBool,
+    /// After the disk: whoever waits for it finds the volume unused.
+    _held: Held,
+}
+
+/// One read of a batch.
+#[derive(Debug)]
+pub struct ReadPiece<'a> {
+    /// First byte.
+    pub offset: u64,
+    /// Where the bytes go.
+    pub buffer: &'a mut [u8],
+    /// How many there are.
+    pub result: Result<usize, Errno>,
 }
 
 impl OpenFile {
-    /// A handle on `disk`.
-    pub fn new(disk: Arc<dyn Disk>, modified: Arc<Modified>) -> Self {
+    /// A handle on `disk`, a volume of `volumes`.
+    pub fn new(disk: Arc<dyn Disk>, node: Arc<Node>, volumes: Arc<dyn Volumes>) -> Self {
+        node.enter();
+        let held = Held::new(Arc::clone(&node));
         Self {
             disk,
-            modified,
+            node,
+            volumes,
             dirty: AtomicBool::new(false),
+            _held: held,
         }
     }
 
     /// The size at this moment, in bytes.
     pub fn size(&self) -> u64 {
-        self.disk.size()
+        self.node.length(self.disk.size())
+    }
+
+    fn growing<T>(&self, end: u64, write: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        self.node
+            .growing(self.volumes.as_ref(), self.disk.as_ref(), end, write)
+    }
+
+    /// Cuts off what a growing file has reserved beyond its end.
+    ///
+    /// # Errors
+    /// What resizing says.
+    pub fn settle(&self) -> Result<(), Errno> {
+        self.node.settle(self.volumes.as_ref(), self.disk.as_ref())
     }
 
     /// Fills `buffer` from `offset` as far as the volume goes.
@@ -96,22 +97,53 @@ impl OpenFile {
         Ok(length)
     }
 
+    /// The same for many reads at once, which then wait for the members
+    /// together. Each has a result of its own.
+    pub fn read_many(&self, pieces: &mut [ReadPiece<'_>]) {
+        let mut batch = Vec::with_capacity(pieces.len());
+        let mut results = Vec::with_capacity(pieces.len());
+        for ReadPiece {
+            offset,
+            buffer,
+            result,
+        } in pieces
+        {
+            let length = self.clamp(*offset, buffer.len() as u64);
+            *result = Ok(usize::try_from(length).expect("no longer than the buffer"));
+            if let Ok(length @ 1..) = *result {
+                let (offset, buffer) = (*offset, &mut buffer[..length]);
+                batch.push(Request::new(Operation::Read { offset, buffer }));
+                results.push(result);
+            }
+        }
+        self.disk.execute(&mut batch);
+        for (request, result) in batch.into_iter().zip(results) {
+            if let Err(error) = request.result {
+                *result = Err(told(&error));
+            }
+        }
+    }
+
     /// Stores as much of `data` at `offset` as the volume has room for.
     ///
     /// # Errors
     /// ENOSPC at the volume's end and in a full pool, EROFS, EIO.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        let length = self.clamp(offset, data.len() as u64);
-        let length = usize::try_from(length).expect("no longer than the data");
         if data.is_empty() {
             return Ok(0);
         }
-        if length == 0 {
-            return Err(Errno::ENOSPC);
-        }
-        let data = &data[..length];
-        self.change(Operation::Write { offset, data })?;
-        Ok(length)
+        let end = offset.saturating_add(data.len() as u64);
+        self.growing(end, || {
+            // To the volume's end: that of a growing file is where writes are.
+            let room = self.disk.size().saturating_sub(offset);
+            let length = usize::try_from(room).map_or(data.len(), |room| room.min(data.len()));
+            if length == 0 {
+                return Err(Errno::ENOSPC);
+            }
+            let data = &data[..length];
+            self.change(Operation::Write { offset, data })?;
+            Ok(length)
+        })
     }
 
     /// `fallocate(2)`: makes a hole or zeroes; the size never changes, and
@@ -130,6 +162,10 @@ impl OpenFile {
             // will find room cannot be given.
             _ => return Err(Errno::EOPNOTSUPP),
         };
+        let end = offset.saturating_add(length);
+        if mode & KEEP_SIZE == 0 && self.node.is_growing() {
+            return self.growing(end, || self.change(zeroes(offset, length)));
+        }
         let within = self.clamp(offset, length);
         if mode & KEEP_SIZE == 0 && within < length {
             return Err(Errno::EFBIG);
@@ -138,11 +174,7 @@ impl OpenFile {
             return Ok(());
         }
         self.change(if zero {
-            Operation::WriteZeroes {
-                offset,
-                length: within,
-                keep_allocated: true,
-            }
+            zeroes(offset, within)
         } else {
             Operation::Discard {
                 offset,
@@ -162,7 +194,7 @@ impl OpenFile {
             SEEK_HOLE => false,
             _ => return Err(Errno::EINVAL),
         };
-        let size = self.disk.size();
+        let size = self.size();
         let mut at = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
         if at >= size {
             return Err(Errno::ENXIO);
@@ -208,14 +240,14 @@ impl OpenFile {
 
     /// How much of `offset..offset + length` lies within the volume.
     fn clamp(&self, offset: u64, length: u64) -> u64 {
-        length.min(self.disk.size().saturating_sub(offset))
+        length.min(self.size().saturating_sub(offset))
     }
 
     fn change(&self, operation: Operation<'_>) -> Result<(), Errno> {
         let done = self.execute(operation);
         // Also after a failure: part of it may have been written.
         self.dirty.store(true, Ordering::Release);
-        self.modified.touch();
+        self.node.touch();
         done
     }
 
@@ -223,25 +255,52 @@ impl OpenFile {
         let mut batch = [Request::new(operation)];
         self.disk.execute(&mut batch);
         let [request] = batch;
-        request.result.map_err(|error| {
-            if let DiskError::Io(reason) = &error {
-                tracing::warn!(reason, "an operation on a mounted volume failed");
-            }
-            errno_of(&error)
-        })
+        request.result.map_err(|error| told(&error))
+    }
+}
+
+/// The number of an error, which is logged if somebody should look at it.
+fn told(error: &DiskError) -> Errno {
+    if let DiskError::Io(reason) = error {
+        tracing::warn!(reason, "an operation on a mounted volume failed");
+    }
+    errno_of(error)
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.node.leave()
+            && let Err(errno) = self.node.finish(self.volumes.as_ref(), self.disk.as_ref())
+        {
+            tracing::warn!(?errno, "a new volume stays longer than its file");
+        }
+    }
+}
+
+fn zeroes(offset: u64, length: u64) -> Operation<'static> {
+    Operation::WriteZeroes {
+        offset,
+        length,
+        keep_allocated: true,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU32;
+    use std::{sync::atomic::AtomicU32, time::SystemTime};
 
     use parking_lot::Mutex;
-    use tessera_engine::disk::{DiskInfo, Extent};
+    use tessera_engine::{
+        EngineError, ErrorKind,
+        api::{VolumeInfo, VolumeSpec},
+        disk::{DiskInfo, Extent},
+    };
 
     use super::*;
+    use crate::volumes::{Ratios, Space};
 
     const CHUNK: usize = 16;
+    const MEMORY_MAX: usize = 64 << 20;
 
     /// A disk in memory whose chunks are data, holes or zeroes.
     struct MemoryDisk {
@@ -333,9 +392,177 @@ mod tests {
         }
     }
 
+    /// Makes the one disk longer or shorter.
+    struct OneVolume {
+        disk: Arc<MemoryDisk>,
+        resizes: Mutex<Vec<u64>>,
+    }
+
+    impl Volumes for OneVolume {
+        fn list(&self) -> Vec<VolumeInfo> {
+            Vec::new()
+        }
+        fn find(&self, _: &str) -> Option<VolumeInfo> {
+            None
+        }
+        fn by_id(&self, _: u64) -> Option<VolumeInfo> {
+            None
+        }
+        fn open(&self, _: &str) -> Option<Arc<dyn Disk>> {
+            None
+        }
+        fn space(&self) -> Space {
+            unreachable!("files do not ask")
+        }
+        fn ratios(&self) -> Ratios {
+            unreachable!("files do not ask")
+        }
+        fn create(&self, _: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
+            unreachable!("files do not make files")
+        }
+        fn resize(&self, _: u64, size_bytes: u64) -> Result<(), EngineError> {
+            let size = usize::try_from(size_bytes).unwrap();
+            if size > MEMORY_MAX {
+                return Err(EngineError::new(ErrorKind::NoSpace, "The memory is full"));
+            }
+            self.disk.bytes.lock().resize(size, 0);
+            let chunks = size.div_ceil(CHUNK);
+            self.disk.kinds.lock().resize(chunks, ExtentKind::Hole);
+            self.resizes.lock().push(size_bytes);
+            Ok(())
+        }
+        fn rename(&self, _: &str, _: &str) -> Result<(), EngineError> {
+            unreachable!("files do not rename")
+        }
+        fn delete(&self, _: &str) -> Result<(), EngineError> {
+            unreachable!("files do not delete")
+        }
+    }
+
+    fn volumes(disk: &Arc<MemoryDisk>) -> Arc<OneVolume> {
+        Arc::new(OneVolume {
+            disk: Arc::clone(disk),
+            resizes: Mutex::default(),
+        })
+    }
+
     fn open(disk: &Arc<MemoryDisk>) -> OpenFile {
-        let modified = Arc::new(Modified::new(SystemTime::UNIX_EPOCH));
-        OpenFile::new(Arc::clone(disk) as Arc<dyn Disk>, modified)
+        let node = Arc::new(Node::new(1, SystemTime::UNIX_EPOCH));
+        open_as(&node, &volumes(disk))
+    }
+
+    fn open_as(node: &Arc<Node>, volumes: &Arc<OneVolume>) -> OpenFile {
+        let disk = Arc::clone(&volumes.disk) as Arc<dyn Disk>;
+        OpenFile::new(disk, Arc::clone(node), Arc::clone(volumes) as _)
+    }
+
+    #[test]
+    fn a_new_file_grows_in_few_steps_and_ends_where_its_bytes_do() {
+        let disk = MemoryDisk::new(0, 1);
+        let volumes = volumes(&disk);
+        let node = Arc::new(Node::newborn(1, SystemTime::UNIX_EPOCH));
+        let file = open_as(&node, &volumes);
+        assert_eq!(file.size(), 0);
+        for block in 0..100 {
+            assert_eq!(file.write(block * 10_000, &[7; 10_000]), Ok(10_000));
+            assert_eq!(file.size(), (block + 1) * 10_000);
+        }
+        assert_eq!(file.write(1_000_003, b"end"), Ok(3));
+        let mut buffer = [1; 16];
+        assert_eq!(file.read(999_999, &mut buffer), Ok(7));
+        assert_eq!(&buffer[..8], b"\x07\0\0\0end\x01");
+        assert_eq!(file.seek(1_000_005, SEEK_HOLE), Ok(1_000_006));
+        assert_eq!(volumes.resizes.lock().len(), 1, "one resize for all");
+        file.settle().unwrap();
+        assert_eq!(disk.size(), 1_000_006);
+        // Synced, but not closed: it goes on growing.
+        assert_eq!(file.write(1_000_006, b"more"), Ok(4));
+        drop(file);
+        assert_eq!(disk.size(), 1_000_010);
+        let file = open_as(&node, &volumes);
+        assert_eq!(file.write(1_000_010, b"x"), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn a_file_that_stays_empty_can_grow_later() {
+        let disk = MemoryDisk::new(0, 1);
+        let volumes = volumes(&disk);
+        let node = Arc::new(Node::newborn(1, SystemTime::UNIX_EPOCH));
+        drop(open_as(&node, &volumes));
+        let file = open_as(&node, &volumes);
+        assert_eq!((file.size(), disk.size()), (0, 1));
+        assert_eq!(file.allocate(ZERO_RANGE, 10, 20), Ok(()));
+        assert_eq!(file.size(), 30);
+        let far = MEMORY_MAX as u64;
+        assert_eq!(file.write(far, b"x"), Err(Errno::ENOSPC));
+        assert_eq!(file.size(), 30);
+    }
+
+    #[test]
+    fn what_others_do_to_a_growing_volume_is_kept() {
+        let disk = MemoryDisk::new(0, 1);
+        let volumes = volumes(&disk);
+        let node = Arc::new(Node::newborn(1, SystemTime::UNIX_EPOCH));
+        let file = open_as(&node, &volumes);
+        file.write(0, b"abc").unwrap();
+        // Another front end writes to what is only reserved.
+        disk.put(4096, b"theirs", ExtentKind::Data);
+        let reserved = disk.size();
+        drop(file);
+        assert_eq!(disk.size(), reserved);
+        // And here it is given another size.
+        let node = Arc::new(Node::newborn(1, SystemTime::UNIX_EPOCH));
+        volumes.resize(1, 1).unwrap();
+        let file = open_as(&node, &volumes);
+        file.write(0, b"abc").unwrap();
+        volumes.resize(1, 5000).unwrap();
+        assert_eq!(file.write(4998, b"xyz"), Ok(2));
+        drop(file);
+        assert_eq!(disk.size(), 5000);
+    }
+
+    #[test]
+    fn a_file_shrinks_only_where_that_is_allowed() {
+        let disk = MemoryDisk::new(4, 0);
+        let volumes = volumes(&disk);
+        let node = Node::new(1, SystemTime::UNIX_EPOCH);
+        let truncate = |size| node.truncate(volumes.as_ref(), disk.size(), size);
+        assert_eq!(truncate(63), Err(Errno::EPERM));
+        assert_eq!(truncate(64), Ok(()));
+        assert_eq!(truncate(100), Ok(()));
+        assert_eq!(truncate(u64::MAX), Err(Errno::EFBIG));
+        node.allow_shrink(true);
+        assert_eq!(truncate(10), Ok(()));
+        assert_eq!(*volumes.resizes.lock(), [100, 10]);
+        assert_eq!(truncate(0), Ok(()));
+        assert_eq!((disk.size(), node.length(disk.size())), (1, 0));
+        assert!(node.is_growing());
+    }
+
+    #[test]
+    fn reads_of_a_batch_end_each_for_itself() {
+        let disk = MemoryDisk::new(2, 0);
+        let file = open(&disk);
+        file.write(0, b"0123456789").unwrap();
+        let (mut one, mut two, mut three) = ([0; 4], [0; 8], [0; 4]);
+        let mut read = |offsets: [u64; 3]| {
+            let buffers = [&mut one[..], &mut two[..], &mut three[..]];
+            let mut pieces = offsets.into_iter().zip(buffers);
+            let mut pieces = [(); 3].map(|()| {
+                let (offset, buffer) = pieces.next().unwrap();
+                ReadPiece {
+                    offset,
+                    buffer,
+                    result: Err(Errno::EBADF),
+                }
+            });
+            file.read_many(&mut pieces);
+            pieces.map(|piece| piece.result)
+        };
+        assert_eq!(read([2, 28, 40]), [Ok(4), Ok(4), Ok(0)]);
+        *disk.failure.lock() = Some(DiskError::Io("gone bad".into()));
+        assert_eq!(read([2, 28, 40]), [Err(Errno::EIO), Err(Errno::EIO), Ok(0)]);
+        assert_eq!(&one, b"2345");
     }
 
     #[test]
@@ -437,9 +664,9 @@ mod tests {
         let disk = MemoryDisk::new(1, 0);
         let file = open(&disk);
         file.read(0, &mut [0; 4]).unwrap();
-        assert_eq!(file.modified.time(), SystemTime::UNIX_EPOCH);
+        assert_eq!(file.node.modified(), SystemTime::UNIX_EPOCH);
         file.write(0, b"x").unwrap();
-        assert!(file.modified.time() > SystemTime::UNIX_EPOCH);
+        assert!(file.node.modified() > SystemTime::UNIX_EPOCH);
     }
 
     #[test]

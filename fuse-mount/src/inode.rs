@@ -19,6 +19,7 @@ pub enum Inode {
 /// 1 is the kernel's number for the root.
 const ROOT: u64 = 1;
 const VOLUMES: u64 = 2;
+// 3 is kept for a directory of snapshots.
 /// The number of volume 0; the gap leaves room for more directories.
 const FIRST_VOLUME: u64 = 64;
 

@@ -20,10 +20,15 @@ use fuser::{Config, MountOption, Session, SessionACL};
 
 use crate::{
     entry::Owner,
-    filesystem::{Shared, TesseraFs},
+    filesystem::TesseraFs,
     mountpoint::{MountError, MountId, Mountpoint, SOURCE, unmount},
+    shared::Shared,
     volumes::Volumes,
 };
+
+/// Threads that take requests from the kernel, each through a descriptor of
+/// its own. More than cores, because those with long reads wait for members.
+const THREADS: usize = 8;
 
 /// How long programs that have files open are waited for at the end.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
@@ -71,7 +76,7 @@ impl Mount {
             mounted: SystemTime::now(),
             read_only: options.read_only,
         };
-        let shared = Arc::new(Shared::new(volumes, owner));
+        let shared = Arc::new(Shared::new(volumes, owner, cores()));
         let (sender, receiver) = channel();
         let tell = move || {
             // Nobody listens any more when the patience of the end was short.
@@ -152,7 +157,11 @@ fn config(options: MountOptions) -> Config {
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(thread::available_parallelism().map_or(2, usize::from));
+    config.n_threads = Some(THREADS.max(2 * cores()));
     config.clone_fd = true;
     config
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(2, usize::from)
 }

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use tessera_engine::{api::VolumeInfo, disk::Disk, pool::Pool};
+use tessera_engine::{
+    EngineError, ErrorKind,
+    api::{VolumeInfo, VolumeSpec},
+    disk::Disk,
+    pool::Pool,
+};
 
 /// A pool's room, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,25 +20,63 @@ pub struct Space {
     pub volumes: u64,
 }
 
-/// The volumes to show. Called for every lookup, so it answers from memory.
+/// How much a pool saves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ratios {
+    /// Bytes mapped by volumes for each distinct byte.
+    pub dedup: f64,
+    /// Distinct bytes for each byte stored.
+    pub compression: f64,
+}
+
+/// The volumes to show and to manage. Looking is asked for every lookup, so it
+/// answers from memory; changes are durable on return.
 pub trait Volumes: Send + Sync + 'static {
     /// All of them.
     fn list(&self) -> Vec<VolumeInfo>;
     /// One by its name.
     fn find(&self, name: &str) -> Option<VolumeInfo>;
+    /// One by its id, which never changes.
+    fn by_id(&self, id: u64) -> Option<VolumeInfo>;
     /// One by its name, to be read and written; in use while it is held.
     fn open(&self, name: &str) -> Option<Arc<dyn Disk>>;
     /// The pool's room.
     fn space(&self) -> Space;
+    /// What the pool saves, counted exactly; may take a while.
+    fn ratios(&self) -> Ratios;
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// As [`Pool::create_volume`].
+    fn create(&self, spec: &VolumeSpec) -> Result<VolumeInfo, EngineError>;
+    /// Changes a volume's size, downwards too.
+    ///
+    /// # Errors
+    /// As [`Pool::resize_volume`].
+    fn resize(&self, id: u64, size_bytes: u64) -> Result<(), EngineError>;
+    /// Gives a volume another name.
+    ///
+    /// # Errors
+    /// As [`Pool::rename_volume`].
+    fn rename(&self, old: &str, new: &str) -> Result<(), EngineError>;
+    /// Deletes a volume that nobody uses.
+    ///
+    /// # Errors
+    /// As [`Pool::delete_volume`].
+    fn delete(&self, name: &str) -> Result<(), EngineError>;
 }
 
 impl Volumes for Pool {
     fn list(&self) -> Vec<VolumeInfo> {
-        self.volumes()
+        self.glance()
     }
 
     fn find(&self, name: &str) -> Option<VolumeInfo> {
-        self.volume(name).ok()
+        self.glance_at(name)
+    }
+
+    fn by_id(&self, id: u64) -> Option<VolumeInfo> {
+        self.glance_at_id(id)
     }
 
     fn open(&self, name: &str) -> Option<Arc<dyn Disk>> {
@@ -41,11 +84,40 @@ impl Volumes for Pool {
     }
 
     fn space(&self) -> Space {
-        let status = self.status();
+        let (capacity, free) = Pool::space(self);
         Space {
-            capacity: status.capacity_bytes,
-            free: status.free_bytes,
-            volumes: status.volumes,
+            capacity,
+            free,
+            volumes: self.glance().len() as u64,
         }
+    }
+
+    fn ratios(&self) -> Ratios {
+        let status = self.status();
+        Ratios {
+            dedup: status.dedup_ratio,
+            compression: status.compression_ratio,
+        }
+    }
+
+    fn create(&self, spec: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
+        self.create_volume(spec)
+    }
+
+    fn resize(&self, id: u64, size_bytes: u64) -> Result<(), EngineError> {
+        let volume = self
+            .glance_at_id(id)
+            .ok_or_else(|| EngineError::new(ErrorKind::NotFound, "The volume has been deleted"))?;
+        self.resize_volume(&volume.name, size_bytes, true)?;
+        Ok(())
+    }
+
+    fn rename(&self, old: &str, new: &str) -> Result<(), EngineError> {
+        self.rename_volume(old, new)?;
+        Ok(())
+    }
+
+    fn delete(&self, name: &str) -> Result<(), EngineError> {
+        self.delete_volume(name)
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     access::{LocalPool, Management, ServerInfo},
     args::Globals,
     control::{client::Client, server::ControlServer},
+    daemon,
     failure::{Failure, Kind},
     logging,
     notify::notify,
@@ -31,13 +32,17 @@ use crate::{
 /// Show a pool's volumes as files
 ///
 /// Every volume is a regular file, MOUNTPOINT/volumes/NAME, as long as the
-/// volume and readable by who mounts it. Prints one line 'mounted on PATH'
-/// once it can be used and stays in the foreground. SIGTERM and SIGINT unmount,
-/// flush and close the pool, and so does unmounting it; a second signal ends
-/// the process at once. What a killed process left mounted is replaced.
+/// volume and readable by who mounts it. Creating, truncating, renaming and
+/// deleting a file does the same to its volume. Prints one line 'mounted on
+/// PATH' once it can be used and stays in the foreground, or goes to the
+/// background then (--daemon). SIGTERM and SIGINT unmount, flush and close the
+/// pool, and so does unmounting it; a second signal ends the process at once.
+/// What a killed process left mounted is replaced.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tessera mount tank /mnt/tank\n  \
+    tessera mount tank /mnt/tank --daemon\n  \
+    truncate -s 20G /mnt/tank/volumes/vm2\n  \
     cp --sparse=always /mnt/tank/volumes/vm1 vm1.raw\n  \
     losetup --find --show --direct-io=on --sector-size 4096 /mnt/tank/volumes/vm1")]
 pub(crate) struct Mount {
@@ -45,6 +50,15 @@ pub(crate) struct Mount {
     dir: PathBuf,
     /// An existing directory to mount on
     mountpoint: PathBuf,
+    /// Stay in the foreground, as without it
+    #[arg(long, conflicts_with = daemon::DAEMON)]
+    foreground: bool,
+    /// Go to the background once the mount can be used
+    #[arg(long)]
+    daemon: bool,
+    /// This is the process in the background
+    #[arg(long, hide = true, conflicts_with = daemon::DAEMON)]
+    detached: bool,
     /// Let files be read only, and write nothing to the members
     #[arg(long)]
     read_only: bool,
@@ -58,6 +72,12 @@ pub(crate) struct Mount {
 
 impl Mount {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        if self.daemon {
+            return daemon::start();
+        }
+        if self.detached {
+            daemon::leave_session()?;
+        }
         // Before the first thread: all of them inherit it. The kernel may need
         // this process to write back pages before it has memory to give; where
         // it is not permitted, that is only less likely to go well.
@@ -120,7 +140,12 @@ impl Mount {
                 return Err(failure.into());
             }
         };
-        let told = output::print(&format!("mounted on {path}\n"));
+        let told = output::print(&format!("mounted on {path}\n")).and_then(|()| {
+            if self.detached {
+                daemon::leave_output()?;
+            }
+            Ok(())
+        });
         if told.is_ok() {
             notify("READY=1");
             signals.wait();

@@ -2,6 +2,8 @@
 //! calling outside tools.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub(crate) mod mount;
+
 use std::{
     collections::BTreeMap,
     ffi::OsStr,

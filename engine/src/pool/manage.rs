@@ -210,6 +210,32 @@ impl Engine {
         Ok(())
     }
 
+    /// What is known of the volumes without taking a checkpoint for it.
+    pub(crate) fn glance(&self) -> Vec<VolumeInfo> {
+        self.volumes
+            .read()
+            .by_name
+            .values()
+            .map(|volume| volume.record().info())
+            .collect()
+    }
+
+    pub(crate) fn glance_at(&self, name: &str) -> Option<VolumeInfo> {
+        let volume = self.volume_by_name(name).ok()?;
+        Some(volume.record().info())
+    }
+
+    pub(crate) fn glance_at_id(&self, id: u64) -> Option<VolumeInfo> {
+        let volume = self.volumes.read().by_id.get(&id).cloned()?;
+        Some(volume.record().info())
+    }
+
+    /// All data the segments can hold, and what of it is still writable.
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let capacity = u64::from(self.table.len()) * self.usable_segment_bytes();
+        (capacity, self.available_bytes().unwrap_or(0))
+    }
+
     pub(crate) fn volume_infos(&self) -> Vec<VolumeInfo> {
         self.refresh_counts();
         self.volumes

@@ -241,6 +241,28 @@ impl Pool {
         self.engine.volume_info(name)
     }
 
+    /// Every volume, by name, without the work for an exact count of what it
+    /// maps: that is as of the last checkpoint. Answers from memory.
+    pub fn glance(&self) -> Vec<VolumeInfo> {
+        self.engine.glance()
+    }
+
+    /// One volume as [`Pool::glance`] shows it.
+    pub fn glance_at(&self, name: &str) -> Option<VolumeInfo> {
+        self.engine.glance_at(name)
+    }
+
+    /// One volume by its id, as [`Pool::glance`] shows it.
+    pub fn glance_at_id(&self, id: u64) -> Option<VolumeInfo> {
+        self.engine.glance_at_id(id)
+    }
+
+    /// Bytes of data the pool can hold after parity, and bytes of unique data
+    /// still writable after reserves. Answers from memory.
+    pub fn space(&self) -> (u64, u64) {
+        self.engine.space()
+    }
+
     /// Creates a thin volume; durable on return.
     ///
     /// # Errors
