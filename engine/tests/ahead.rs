@@ -13,6 +13,7 @@ use tessera_engine::disk::{Disk, Operation, Request};
 use tessera_raid::Level;
 
 const SCALE: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 64 << 10,
     segments: 96,
     journal_bytes: 1 << 20,

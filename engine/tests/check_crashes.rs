@@ -17,6 +17,7 @@ use tessera_engine::{
 };
 
 const SCALE: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 64 << 10,
     segments: 48,
     journal_bytes: 256 << 10,

@@ -21,6 +21,7 @@ use tessera_engine::{
 use tessera_raid::{Level, device::sim::Fault};
 
 const SCALE: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 48 << 10,
     segments: 24,
     journal_bytes: 128 << 10,
@@ -65,7 +66,7 @@ impl History {
         let mut model = Model {
             now: base.clone(),
             base,
-            steps: Vec::new(),
+            ..Model::default()
         };
         model.begin(self.steps[moment.durable..moment.begun].to_vec());
         model
@@ -88,7 +89,7 @@ fn prepared(level: Level, width: usize) -> (World, State) {
         );
         let data = noise(1, 40 << 10);
         put(&pool, name, 8192, &data).unwrap();
-        for step in write_steps(name, 8192, &data) {
+        for step in write_steps(name, 8192, &data, 4096) {
             apply(&mut state, &step);
         }
     }
@@ -145,22 +146,22 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
         match what {
             Act::Chunk => {
                 let data = noise(100 + number, 4096);
-                begin(write_steps(name, 12 << 10, &data));
+                begin(write_steps(name, 12 << 10, &data, 4096));
                 put(&pool, name, 12 << 10, &data).unwrap();
             }
             Act::Large => {
                 // Half of it is there already.
                 let data = [noise(200 + number, 28 << 10), noise(1, 28 << 10)].concat();
-                begin(write_steps(name, 16 << 10, &data));
+                begin(write_steps(name, 16 << 10, &data, 4096));
                 put(&pool, name, 16 << 10, &data).unwrap();
             }
             Act::Partial => {
                 let data = noise(300 + number, 6000);
-                begin(write_steps(name, 9000, &data));
+                begin(write_steps(name, 9000, &data, 4096));
                 put(&pool, name, 9000, &data).unwrap();
             }
             Act::Discard => {
-                begin(zero_steps(name, 10_000, 20_000, 96 << 10));
+                begin(zero_steps(name, 10_000, 20_000, 96 << 10, 4096));
                 request(
                     &pool,
                     name,
@@ -172,7 +173,7 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 .unwrap();
             }
             Act::Zero => {
-                begin(zero_steps(name, 12 << 10, 8192, 96 << 10));
+                begin(zero_steps(name, 12 << 10, 8192, 96 << 10, 4096));
                 let (offset, length) = (12 << 10, 8192);
                 let zero = Operation::WriteZeroes {
                     offset,

@@ -18,6 +18,7 @@ use tessera_engine::{
 use tessera_raid::{Level, device::sim::Fault};
 
 const SCALE: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 64 << 10,
     segments: 96,
     journal_bytes: 1 << 20,

@@ -15,6 +15,7 @@ use tessera_engine::{
 use tessera_raid::Level;
 
 const SCALE: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 64 << 10,
     segments: 64,
     journal_bytes: 256 << 10,
@@ -22,6 +23,7 @@ const SCALE: Scale = Scale {
 
 /// A checkpoint takes a small part of a segment, as in real pools.
 const ROOMY: Scale = Scale {
+    unit_bytes: 4096,
     segment_bytes: 256 << 10,
     ..SCALE
 };

@@ -28,7 +28,7 @@ mod tests;
 pub use placement::{Placement, PlacementError, Slots};
 pub use segment::{Piece, SegmentGeometry};
 
-use crate::device::BLOCK_BYTES;
+use crate::{device::BLOCK_BYTES, sabotage::broken};
 
 /// A level, a stripe unit and ordered members: how some segments are spread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,7 +328,11 @@ impl Layout {
     /// two; losing either already loses the pool.
     pub fn journal_members(&self, in_sync: MemberSet) -> Vec<MemberIndex> {
         let live = self.columns_of(in_sync);
-        let copies = self.guaranteed_failures() as usize + 1;
+        let needed = self.guaranteed_failures() as usize + 1;
+        let copies = match broken("R16.copies") {
+            true => needed.max(2) - 1,
+            false => needed,
+        };
         let whole_pair = match self.level {
             Level::Raid10 => self.pairs().find(|pair| pair.difference(live).is_empty()),
             _ => None,

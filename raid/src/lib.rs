@@ -52,6 +52,8 @@ pub mod layout;
 mod member;
 mod membership;
 pub mod parity;
+#[doc(hidden)]
+pub mod sabotage;
 mod superblock;
 mod units;
 pub mod witness;

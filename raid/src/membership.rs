@@ -21,6 +21,7 @@ use std::{
 
 use crate::{
     Kind, MemberIndex, MemberSet, RaidError, WitnessRecord,
+    sabotage::broken,
     superblock::{PoolRecord, Standing, Superblock},
 };
 
@@ -83,13 +84,20 @@ pub(crate) fn choose(
             .find(|member| member.superblock.member == index);
         match (row.standing, member) {
             // Named failed: only a rebuild brings it back (R2).
+            (Standing::Failed | Standing::Absent | Standing::Stale, Some(_))
+                if broken("R2.named_failed") =>
+            {
+                in_sync.insert(index);
+            }
             (Standing::Failed | Standing::Absent | Standing::Stale, _) => {}
             (Standing::InSync, None) => changes.push((index, Standing::Absent)),
             (Standing::InSync, Some(member)) if member.size_bytes < row.size_bytes => {
                 changes.push((index, Standing::Failed));
             }
             // R1: at most one behind, it lacks a superblock but no write.
-            (Standing::InSync, Some(member)) if member.sequence() + 1 >= record.sequence => {
+            (Standing::InSync, Some(member))
+                if member.sequence() + 1 >= record.sequence || broken("R1.stale") =>
+            {
                 in_sync.insert(index);
             }
             (Standing::InSync, Some(_)) => changes.push((index, Standing::Stale)),
@@ -182,7 +190,7 @@ fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
         record.history.descends_from(theirs.history.head()) && !newer && !rival
     };
     let (one, other): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|m| connects(m));
-    if other.is_empty() {
+    if other.is_empty() || broken("R3.diverged") {
         return Ok(());
     }
     let paths = |side: &[&Found]| {
@@ -210,7 +218,7 @@ fn refuse_behind(
     record: &PoolRecord,
     witness: &WitnessRecord,
 ) -> Result<(), RaidError> {
-    if record.history.descends_from(witness.membership_id) {
+    if record.history.descends_from(witness.membership_id) || broken("R3.behind") {
         return Ok(());
     }
     let paths = list(
@@ -330,7 +338,7 @@ fn refuse_unwitnessed_half(found: &[Found], record: &PoolRecord) -> Result<(), R
         .iter()
         .map(|member| member.superblock.member)
         .collect();
-    if !record.survives(here) {
+    if !record.survives(here) || broken("R3.force") {
         return Ok(());
     }
     let all: MemberSet = record.indices().collect();

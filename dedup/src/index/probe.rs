@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tessera_raid::SegmentId;
+use tessera_raid::{SegmentId, sabotage::broken};
 
 use super::{
     FingerprintIndex, Hit,
@@ -24,7 +24,10 @@ const LOADS_MAX: usize = 16;
 
 /// R8 and R20: the generation is live, and not chosen for reclaim.
 pub(super) fn usable(facts: Option<&SegmentFacts>, hit: &Hit) -> bool {
-    facts.is_some_and(|facts| facts.generation == hit.generation && !facts.frozen)
+    facts.is_some_and(|facts| {
+        (facts.generation == hit.generation || broken("R8.generation"))
+            && (!facts.frozen || broken("R8.frozen"))
+    })
 }
 
 /// The directory's answers, asked for once a batch and segment. A hit may be

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync::Cache};
-use tessera_raid::SegmentId;
+use tessera_raid::{SegmentId, sabotage::broken};
 
 use super::Page;
 use crate::{Entry, Generation};
@@ -29,7 +29,10 @@ pub(super) struct CacheKey {
 impl CacheKey {
     pub(super) fn new(entry: &Entry, generation: Generation) -> Self {
         Self {
-            generation,
+            generation: match broken("R9.cache_key") {
+                true => Generation(0),
+                false => generation,
+            },
             segment: entry.segment,
             position: entry.position,
         }

@@ -24,6 +24,7 @@ use tessera_raid::{
     SegmentId,
     device::{AlignedBuf, BLOCK_BYTES},
     layout::Placement,
+    sabotage::broken,
 };
 use uuid::Uuid;
 
@@ -190,7 +191,7 @@ impl Generations {
 
     fn issue(&mut self) -> Generation {
         assert!(
-            self.next < self.limit,
+            self.next < self.limit || broken("R9.high_water"),
             "generations stay below the durable high-water mark (R9)"
         );
         self.next += 1;
@@ -385,6 +386,7 @@ impl Appender {
             .stripe
             .as_ref()
             .is_some_and(|stripe| stripe.index >= summary_stripe)
+            && !broken("R14.closed_is_closed")
         {
             self.seal(stream);
             return;
@@ -501,6 +503,9 @@ impl Appender {
         let open = self.open[stream.index()].as_mut()?;
         let stripe = open.stripe.as_ref()?;
         if open.journalled >= open.fill {
+            return None;
+        }
+        if broken("R14.bytes") {
             return None;
         }
         let position = open.journalled;

@@ -26,6 +26,7 @@ use parking_lot::RwLock;
 use tessera_raid::{
     LayoutId, SegmentId, SlotIndex,
     layout::{Placement, Slots},
+    sabotage::broken,
 };
 
 use crate::{Generation, SegmentDirectory, SegmentFacts, SummaryPlace};
@@ -390,6 +391,9 @@ impl SegmentTable {
     /// Freezes the given segments: no new hit may land there (R20).
     pub fn freeze(&self, segments: &[SegmentId]) {
         let mut inner = self.inner.write();
+        if broken("R20.freeze") {
+            return;
+        }
         for segment in segments {
             inner.slots[index(*segment)].frozen = true;
         }
@@ -448,6 +452,7 @@ impl SegmentTable {
     pub fn checkpoint_is_durable(&self) {
         for slot in &mut self.inner.write().slots {
             slot.phase = match slot.phase {
+                ReleasePhase::Persisting if broken("R12.reuse") => ReleasePhase::Cleared,
                 ReleasePhase::Persisting => ReleasePhase::Persisted,
                 ReleasePhase::Clearing => ReleasePhase::Cleared,
                 other => other,
@@ -492,7 +497,8 @@ impl SegmentTable {
         let mut inner = self.inner.write();
         let mut taken = Vec::new();
         for (number, slot) in (0u32..).zip(&mut inner.slots) {
-            if slot.phase == ReleasePhase::Cleared && quiesced(slot.epoch) {
+            let ended = quiesced(slot.epoch) || broken("R9.epochs");
+            if slot.phase == ReleasePhase::Cleared && ended {
                 slot.phase = ReleasePhase::Punching;
                 taken.push((SegmentId(number), slot.record.placement()));
             }

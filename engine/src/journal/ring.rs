@@ -15,6 +15,7 @@ use std::{collections::HashMap, sync::Arc};
 use tessera_raid::{
     Array, MemberIndex, RaidError,
     device::{AlignedBuf, BLOCK_BYTES},
+    sabotage::broken,
 };
 
 use super::batch::{self, Batch, BatchHeader, ChainChecksum, Epoch, SyncedPosition, batch_bytes};
@@ -179,6 +180,9 @@ pub fn read_chain(array: &Array, start: ChainPoint) -> Result<Chain, EngineError
         chain.batches.push(batch);
     }
     for copy in &mut copies {
+        if broken("R15.refuse") {
+            break;
+        }
         if let Some(number) = copy.find_later(&at) {
             return Err(EngineError::damaged(format!(
                 "The journal is damaged: batch {} cannot be read from any member, but batch \

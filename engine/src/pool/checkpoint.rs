@@ -21,7 +21,7 @@ use tessera_dedup::{
     EntryKind, Owner,
     segment::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, Ticket},
 };
-use tessera_raid::SegmentId;
+use tessera_raid::{SegmentId, sabotage::broken};
 
 use super::{
     engine::{AppendState, Engine},
@@ -147,7 +147,9 @@ impl Engine {
         let mut commit = self.commit.lock();
         let mut state = self.state.lock();
         // Closing first: then the batch carries no bytes (R12, step 2).
-        state.appender.close_stripe(Stream::Data);
+        if !broken("R12.close") {
+            state.appender.close_stripe(Stream::Data);
+        }
         let frozen = self.freeze(&mut state);
         let cut = self.cut(&mut commit, &mut state);
         drop(state);
@@ -166,7 +168,11 @@ impl Engine {
                     self.thaw(&frozen);
                     return Err(error);
                 }
-                commit.ring.next()
+                let next = commit.ring.next();
+                if broken("R12.trim") {
+                    commit.ring.trim(next.offset);
+                }
+                next
             }
         };
         Ok((frozen, journal))
@@ -174,7 +180,8 @@ impl Engine {
 
     fn freeze(&self, state: &mut AppendState) -> Frozen {
         let mut volumes = Vec::new();
-        for volume in self.volumes.read().by_id.values() {
+        let left_out = usize::from(broken("R11.all_at_once"));
+        for volume in self.volumes.read().by_id.values().skip(left_out) {
             let mut inner = volume.state.write();
             if inner.record_changed || !inner.active.is_empty() {
                 inner.freeze();
@@ -312,7 +319,10 @@ impl Engine {
             let limit = state.appender.generations_mut().next() + GENERATIONS_AHEAD;
             (state.appender.last_ticket(), stream_ends(&state), limit)
         };
-        self.writer.sync_up_to(ticket)?;
+        match broken("R12.pages") {
+            true => self.writer.write_up_to(ticket)?,
+            false => self.writer.sync_up_to(ticket)?,
+        }
         self.hand_over_summaries();
 
         // Step 4.
@@ -329,8 +339,10 @@ impl Engine {
             root: Some(pointer.clone()),
             streams,
         };
-        self.array
-            .commit(&record.encode(), kind == CheckpointKind::Clean)?;
+        if !broken("R12.superblocks") {
+            self.array
+                .commit(&record.encode(), kind == CheckpointKind::Clean)?;
+        }
 
         let mut volumes: BTreeMap<u64, Tree> = checkpoint
             .roots
@@ -414,7 +426,10 @@ impl Engine {
     }
 
     fn overlay(&self) -> Result<Vec<(SegmentId, SegmentRecord)>, EngineError> {
-        let changed = self.table.take_dirty_of(Stream::Map);
+        let mut changed = self.table.take_dirty_of(Stream::Map);
+        if broken("R12.overlay") {
+            changed.clear();
+        }
         if changed.len() > OVERLAY_MAX {
             let ids: Vec<SegmentId> = changed.iter().map(|(id, _)| *id).collect();
             self.table.mark_dirty(&ids);

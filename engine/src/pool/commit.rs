@@ -14,6 +14,7 @@
 use std::sync::atomic::Ordering;
 
 use tessera_dedup::segment::{Stream, StreamPosition, Ticket};
+use tessera_raid::sabotage::broken;
 
 use super::engine::{AppendState, Engine};
 use crate::{
@@ -57,7 +58,11 @@ impl Engine {
             self.check_usable()?;
             let mut commit = self.commit.lock();
             // The rest is for the batch of the checkpoint that trims (R22).
-            let reserve = usize::try_from(commit.ring.capacity_bytes() / 4).unwrap_or(usize::MAX);
+            let mut reserve =
+                usize::try_from(commit.ring.capacity_bytes() / 4).unwrap_or(usize::MAX);
+            if broken("R22.journal") {
+                reserve = 0;
+            }
             // One hold of the append lock for the measure and the cut: the cut
             // is never larger than what there was room for.
             let mut state = self.state.lock();
@@ -95,10 +100,11 @@ impl Engine {
 
     /// Steps 2 to 4.
     pub(crate) fn complete(&self, commit: &mut CommitState, cut: Cut) -> Result<(), EngineError> {
-        let synced = self
-            .writer
-            .sync_up_to(cut.ticket)
-            .map_err(EngineError::from);
+        let synced = match broken("R14.stripes") {
+            true => self.writer.write_up_to(cut.ticket),
+            false => self.writer.sync_up_to(cut.ticket),
+        };
+        let synced = synced.map_err(EngineError::from);
         self.poison_unless_full(synced)?;
         self.hand_over_summaries();
         if !commit.carried.is_empty() {
@@ -136,6 +142,10 @@ impl Engine {
         if waiting.is_empty() {
             return;
         }
+        if broken("R17.acknowledge") {
+            waiting.into_iter().for_each(|done| done(Ok(())));
+            return;
+        }
         let result = self.commit_now().map_err(|error| error.to_disk_error());
         for done in waiting {
             done(result.clone());
@@ -159,7 +169,11 @@ impl Engine {
     pub(crate) fn confirm(&self) -> Result<(), EngineError> {
         self.check_usable()?;
         let mut commit = self.commit.lock();
-        if !commit.unconfirmed || !commit.carried.is_empty() || !commit.ring.has_room_for(0) {
+        if broken("R15.confirm")
+            || !commit.unconfirmed
+            || !commit.carried.is_empty()
+            || !commit.ring.has_room_for(0)
+        {
             return Ok(());
         }
         let sequence = self.durable.load(Ordering::Acquire);

@@ -26,6 +26,7 @@ use tessera_dedup::{
 use tessera_raid::{
     Array,
     device::{AlignedBuf, BufferPool},
+    sabotage::broken,
 };
 
 use super::{
@@ -202,8 +203,18 @@ impl Engine {
             lengths.iter().sum::<usize>() <= self.budget.stripe_buffers,
             "one group's stripe buffers fit their pool (R23)"
         );
+        let mut held = Vec::new();
         loop {
-            if let Some(buffers) = self.stripe_buffers.try_take_many(&lengths) {
+            if broken("R23.all_at_once") {
+                while held.len() < count
+                    && let Some(one) = self.stripe_buffers.try_take_many(&lengths[..1])
+                {
+                    held.extend(one);
+                }
+                if held.len() == count {
+                    return Ok(held);
+                }
+            } else if let Some(buffers) = self.stripe_buffers.try_take_many(&lengths) {
                 return Ok(buffers);
             }
             if !self.writer.step()? {

@@ -22,6 +22,7 @@ use tessera_dedup::{
 use tessera_raid::{
     Array, SegmentId, SegmentRead,
     device::{AlignedBuf, BLOCK_BYTES, BufferPool},
+    sabotage::broken,
 };
 
 use super::{
@@ -106,11 +107,13 @@ impl Engine {
 
         let first_generation = record.generation_limit;
         let mut unclean = record.clone();
-        unclean.generation_limit = first_generation + GENERATIONS_AHEAD;
+        if !broken("R9.high_water") {
+            unclean.generation_limit = first_generation + GENERATIONS_AHEAD;
+        }
         if clean {
             unclean.journal = chain_start(&options.epochs);
         }
-        if !read_only {
+        if !read_only && !broken("R1.clean_flag") {
             array.commit(&unclean.encode(), false)?;
         }
         let generations = Generations::new(first_generation, unclean.generation_limit);
@@ -212,8 +215,13 @@ impl Engine {
         }
         if !read_only && (!clean || !engine.state.lock().recovered.is_empty()) {
             // R19: what was readable once must not vanish in a second crash.
-            let start = chain_start(&options.epochs);
-            engine.checkpoint_now(CheckpointKind::Recovery(start))?;
+            let mut start = chain_start(&options.epochs);
+            if broken("R19.epoch") {
+                start.epoch = record.journal.epoch;
+            }
+            if !broken("R19.checkpoint") {
+                engine.checkpoint_now(CheckpointKind::Recovery(start))?;
+            }
         }
         engine.begin_index_rebuild();
         Ok(engine)

@@ -18,7 +18,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tessera_dedup::{Generation, segment::SegmentState};
-use tessera_raid::SegmentId;
+use tessera_raid::{SegmentId, sabotage::broken};
 
 use super::{CheckpointKind, checkpoint::Roots, engine::Engine, pages::Pages};
 use crate::{
@@ -92,10 +92,17 @@ impl Engine {
     }
 
     fn mark_frozen(&self, candidates: Vec<Candidate>) -> Result<usize, EngineError> {
-        self.wait_for_operations()?;
-        self.checkpoint_now(CheckpointKind::Normal)?;
+        if !broken("R20.wait") {
+            self.wait_for_operations()?;
+        }
+        if !broken("R20.pin") {
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
         let roots = self.roots();
-        let dead = self.unnamed(&roots, candidates)?;
+        let dead = match broken("R20.mark") {
+            true => candidates,
+            false => self.unnamed(&roots, candidates)?,
+        };
         let epoch = self.epochs.advance();
         for (segment, generation) in &dead {
             self.table.release(*segment, epoch);

@@ -22,7 +22,7 @@ use tessera_dedup::{
     Entry, Generation, Hit, Summary, SummaryRecord,
     segment::{NewChunk, SegmentState, Stream},
 };
-use tessera_raid::{SegmentId, device::AlignedBuf};
+use tessera_raid::{SegmentId, device::AlignedBuf, sabotage::broken};
 
 use super::{engine::Engine, volume::Volume};
 use crate::{
@@ -50,6 +50,9 @@ impl Engine {
         tracing::info!(batches = chain.batches.len(), "Recovering");
         self.state.lock().replaying = true;
         let learned = self.learn(&chain.batches)?;
+        if broken("R18.fresh_segment") {
+            self.go_on_in_the_torn_segment(&learned);
+        }
         let mut replay = Replay {
             engine: self,
             learned: &learned,
@@ -88,6 +91,21 @@ impl Engine {
         Self::journal_segment_events(&mut state);
         state.replaying = false;
         Ok(())
+    }
+
+    /// What R18 forbids: chunks go where torn stripes may be.
+    fn go_on_in_the_torn_segment(&self, learned: &Learned<'_>) {
+        for (id, record) in self.table.live() {
+            let open = record.state == SegmentState::Open;
+            if let Some(closed_bytes) = learned.closed.get(&id).copied().filter(|_| open) {
+                let record = tessera_dedup::segment::SegmentRecord {
+                    closed_bytes,
+                    ..record
+                };
+                let mut state = self.state.lock();
+                state.appender.resume(Stream::Data, id, record, Vec::new());
+            }
+        }
     }
 
     fn learn<'a>(&self, batches: &'a [Batch]) -> Result<Learned<'a>, EngineError> {

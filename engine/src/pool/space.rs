@@ -15,7 +15,7 @@
 use std::sync::atomic::Ordering;
 
 use tessera_dedup::summary;
-use tessera_raid::device::BLOCK_BYTES;
+use tessera_raid::{device::BLOCK_BYTES, sabotage::broken};
 
 use super::{CheckpointKind, engine::Engine};
 use crate::error::{EngineError, ErrorKind};
@@ -154,6 +154,9 @@ impl Engine {
             .div_ceil(64)
             .div_ceil(4)
             .min(4096);
+        if broken("R22.reserve") {
+            return 0;
+        }
         let volumes = self.volumes.read().by_id.len() as u64;
         let summary_pages = summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
         let pages = 2 * (table_pages + 2 * volumes + summary_pages + 32);

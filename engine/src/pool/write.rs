@@ -17,6 +17,7 @@ use tessera_dedup::{
     Compressor, Entry, EntryKind, Fingerprint, Hit, Owner, fingerprint_many, is_zero,
     segment::{NewChunk, Stream},
 };
+use tessera_raid::sabotage::broken;
 
 use super::{
     engine::{AppendState, Engine},
@@ -204,6 +205,7 @@ impl Engine {
                 .partial
                 .get(&(volume.id, first))
                 .is_some_and(|m| m.version != token.version)
+            && !broken("R13.overtaken")
         {
             return Ok(Outcome::Overtaken);
         }
@@ -311,8 +313,10 @@ impl Engine {
         Self::journal_segment_events(state);
         let mut inner = volume.state.write();
         check_range(volume, inner.size_bytes, first, count)?;
-        state.sequence += 1;
-        state.pending.map(volume.id, first, entries);
+        state.sequence += u64::from(!broken("R13.sequence"));
+        if !broken("R13.record") {
+            state.pending.map(volume.id, first, entries);
+        }
         inner.active.set_run(first, entries);
         drop(inner);
         self.after_change(state, volume, (first, count), 40 * count, pages_for(count));

@@ -1,37 +1,52 @@
 //! Does random things to a simulated pool and to the model of it.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use tessera_engine::{
     EngineError, ErrorKind,
     disk::{DiskError, ExtentKind, Operation, Request},
     pool::simulation::Simulated,
 };
-use tessera_raid::{Level, device::sim::Fault};
+use tessera_raid::{Level, device::sim::SimImage};
 
 use super::{
     Rng,
-    model::{Model, Step, read_all, write_steps, zero_steps},
+    hazards::Mode,
+    model::{Model, Step, write_steps, zero_steps},
     noise,
     world::{Scale, World, losses, volume},
 };
 
 const VOLUMES_MAX: usize = 4;
-/// Operations of a recovery are fewer; a cut beyond its end does not happen.
-const RECOVERY_OPERATIONS: u64 = 120;
 
 pub struct Run {
     pub world: World,
     pub model: Model,
     pub counts: Counts,
-    pool: Option<Simulated>,
-    rng: Rng,
-    seed: u64,
+    pub(super) mode: Mode,
+    pub(super) pool: Option<Simulated>,
+    pub(super) rng: Rng,
+    pub(super) seed: u64,
     /// The members that may be lost or rot, all at once.
-    doomed: Vec<PathBuf>,
-    vanished: Vec<bool>,
+    pub(super) doomed: Vec<PathBuf>,
+    pub(super) vanished: Vec<bool>,
+    /// What a doomed member held once.
+    pub(super) images: Vec<Option<SimImage>>,
+    /// A member has no space for new blocks.
+    pub(super) short_of_space: bool,
     /// A request met "no space": discards may have skipped their odd ends.
-    was_full: bool,
+    pub(super) was_full: bool,
+    /// Beyond the redundancy: something failed, so the pool is to be opened
+    /// anew before anything else.
+    pub(super) failed: bool,
+    /// Beyond the redundancy: nothing more can be had of this pool.
+    pub ended: bool,
+    /// Beyond the redundancy: one write of a session may go wrong unnoticed.
+    pub(super) silent_faults: u32,
+    /// Chunk sizes of volumes.
+    pub(super) chunks: BTreeMap<String, u64>,
+    /// Beyond the redundancy: blocks of volumes that could not be read.
+    pub(super) unknown: std::collections::BTreeSet<(String, usize)>,
     volumes_made: u64,
     pub log: Vec<String>,
 }
@@ -42,6 +57,14 @@ pub struct Counts {
     pub crashes: u64,
     pub cut_recoveries: u64,
     pub no_space: u64,
+    /// Faults injected.
+    pub faults: u64,
+    /// Beyond the redundancy: errors that clients were told.
+    pub errors: u64,
+    /// Beyond the redundancy: pools that could not be opened any more.
+    pub refused: u64,
+    /// Bytes compared with the model.
+    pub verified: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -50,6 +73,10 @@ impl std::ops::AddAssign for Counts {
         self.crashes += other.crashes;
         self.cut_recoveries += other.cut_recoveries;
         self.no_space += other.no_space;
+        self.faults += other.faults;
+        self.errors += other.errors;
+        self.refused += other.refused;
+        self.verified += other.verified;
     }
 }
 
@@ -57,14 +84,25 @@ impl Drop for Run {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- the last operations before the failure:");
-            for line in self.log.iter().rev().take(60).rev() {
+            for line in self
+                .log
+                .iter()
+                .rev()
+                .take(if super::from_env("TESSERA_SEED").is_some() {
+                    10_000
+                } else {
+                    60
+                })
+                .rev()
+            {
                 eprintln!("    {line}");
             }
             eprintln!(
                 "--- replay: TESSERA_LEVEL={} TESSERA_SEED={} cargo test --release \
-                 -p tessera-engine --test model -- --nocapture random",
+                 -p tessera-engine --test {}",
                 self.world.level.name(),
-                self.seed
+                self.seed,
+                self.mode.test()
             );
         }
     }
@@ -72,8 +110,16 @@ impl Drop for Run {
 
 impl Run {
     pub fn new(level: Level, width: usize, seed: u64) -> Self {
-        let world = World::create(level, width, Scale::TINY, seed);
-        let mut rng = Rng::new(seed);
+        Self::with(level, width, seed, Mode::Plain, Rng::new(seed))
+    }
+
+    pub fn with(level: Level, width: usize, seed: u64, mode: Mode, mut rng: Rng) -> Self {
+        let scale = match (mode, seed % 8) {
+            (Mode::Plain, _) | (_, 0..5) => Scale::TINY,
+            (_, 5..7) => Scale::MIDDLE,
+            _ => Scale::WIDE,
+        };
+        let world = World::create(level, width, scale, seed);
         let mut doomed = world.paths.clone();
         while doomed.len() > losses(level) {
             let at = rng.below(doomed.len() as u64) as usize;
@@ -84,22 +130,30 @@ impl Run {
             world,
             model: Model::default(),
             counts: Counts::default(),
+            mode,
             pool,
             rng,
             seed,
             vanished: vec![false; doomed.len()],
+            images: vec![None; doomed.len()],
             doomed,
+            short_of_space: false,
             was_full: false,
+            failed: false,
+            ended: false,
+            silent_faults: 0,
+            chunks: BTreeMap::new(),
+            unknown: Default::default(),
             volumes_made: 0,
             log: Vec::new(),
         }
     }
 
-    fn pool(&self) -> &Simulated {
+    pub(super) fn pool(&self) -> &Simulated {
         self.pool.as_ref().expect("open between operations")
     }
 
-    fn note(&mut self, text: String) {
+    pub(super) fn note(&mut self, text: String) {
         if super::from_env("TESSERA_TRACE").is_some() {
             eprintln!("{text}");
         }
@@ -110,20 +164,49 @@ impl Run {
     /// Random operations, then a check of everything after a last crash.
     pub fn run(&mut self, operations: u64) {
         for _ in 0..operations {
+            if self.ended || self.rng.is_exhausted() {
+                break;
+            }
             self.counts.operations += 1;
+            if self.mode != Mode::Plain && self.rng.chance(6) {
+                self.hazard();
+            }
             self.any();
             if !self.world.sim.has_power() {
                 self.reopen_after_crash();
+            } else if std::mem::take(&mut self.failed) {
+                self.kill();
             }
+        }
+        if self.ended {
+            return;
         }
         self.world.sim.power_cut(self.seed);
         self.reopen_after_crash();
-        self.close_and_reopen();
+        if !self.ended {
+            self.close_and_reopen();
+        }
+    }
+
+    /// An error that only a fault beyond the redundancy excuses.
+    pub(super) fn excused(&mut self, what: &str) -> bool {
+        if self.mode != Mode::Beyond {
+            return false;
+        }
+        self.note(format!("{what} failed"));
+        self.counts.errors += 1;
+        self.failed = true;
+        true
+    }
+
+    pub(super) fn chunk_of(&self, name: &str) -> u64 {
+        self.chunks.get(name).copied().unwrap_or(4096)
     }
 
     fn any(&mut self) {
         match self.rng.below(100) {
-            0..24 => self.write_chunks(1),
+            0..21 => self.write_chunks(1),
+            21..24 => self.batch(),
             24..32 => {
                 let chunks = 2 + self.rng.below(30);
                 self.write_chunks(chunks);
@@ -156,7 +239,7 @@ impl Run {
         }
     }
 
-    fn some_volume(&mut self) -> Option<(String, u64)> {
+    pub(super) fn some_volume(&mut self) -> Option<(String, u64)> {
         let count = self.model.now.len() as u64;
         if count == 0 {
             self.create();
@@ -167,7 +250,7 @@ impl Run {
         Some((name.clone(), data.len() as u64))
     }
 
-    fn contents(&mut self, length: usize) -> Vec<u8> {
+    pub(super) fn contents(&mut self, length: usize) -> Vec<u8> {
         let mut data = Vec::with_capacity(length + 4096);
         while data.len() < length {
             match self.rng.below(8) {
@@ -189,13 +272,14 @@ impl Run {
         let Some((name, size)) = self.some_volume() else {
             return;
         };
-        let whole = size / 4096;
+        let chunk = self.chunk_of(&name);
+        let whole = size / chunk;
         if whole == 0 {
             return;
         }
         let chunks = chunks.min(whole);
-        let offset = self.rng.below(whole - chunks + 1) * 4096;
-        let data = self.contents(chunks as usize * 4096);
+        let offset = self.rng.below(whole - chunks + 1) * chunk;
+        let data = self.contents((chunks * chunk) as usize);
         self.write(&name, offset, data);
     }
 
@@ -211,7 +295,7 @@ impl Run {
 
     fn write(&mut self, name: &str, offset: u64, data: Vec<u8>) {
         self.note(format!("write {name} {offset}+{}", data.len()));
-        let steps = write_steps(name, offset, &data);
+        let steps = write_steps(name, offset, &data, self.chunk_of(name));
         self.request(
             name,
             Operation::Write {
@@ -233,7 +317,7 @@ impl Run {
             length = (length.div_ceil(4096) * 4096).min(size - offset);
         }
         self.note(format!("zero {name} {offset}+{length}, discard {discard}"));
-        let steps = zero_steps(&name, offset, length, size);
+        let steps = zero_steps(&name, offset, length, size, self.chunk_of(&name));
         let keep_allocated = self.rng.chance(2);
         let operation = if discard {
             Operation::Discard { offset, length }
@@ -254,14 +338,25 @@ impl Run {
         disk.execute(&mut batch);
         let result = batch[0].result.clone();
         drop(disk);
+        self.settle(result, discard, steps);
+    }
+
+    /// What the model learns from the answer to a request.
+    pub(super) fn settle(
+        &mut self,
+        result: Result<(), DiskError>,
+        discard: bool,
+        steps: Vec<Step>,
+    ) {
         match result {
-            Ok(()) if discard && self.was_full => self.resolve(steps),
+            Ok(()) if discard && (self.was_full || self.short_of_space) => self.resolve(steps),
             Ok(()) => self.model.begin(steps),
             Err(_) if !self.world.sim.has_power() => self.model.begin(steps),
             Err(DiskError::NoSpace) => {
                 self.met_no_space();
                 self.resolve(steps);
             }
+            Err(_) if self.excused("a request") => self.model.begin(steps),
             Err(error) => panic!("a request failed: {error}; {:?}", self.pool().failure()),
         }
     }
@@ -289,12 +384,14 @@ impl Run {
                 buffer: &mut found,
             })];
             disk.execute(&mut batch);
-            if batch[0].result.is_err() && !self.world.sim.has_power() {
+            let failed = batch[0].result.is_err();
+            drop(disk);
+            if failed && (!self.world.sim.has_power() || self.excused("looking")) {
                 // Not known: the model allows for it, or for not.
                 self.model.begin(vec![step]);
-                return;
+                continue;
             }
-            assert_eq!(batch[0].result, Ok(()));
+            assert!(!failed, "a read failed");
             let old = &self.model.now[name][offset as usize..][..found.len()];
             if found == expected {
                 self.model.begin(vec![step]);
@@ -304,11 +401,15 @@ impl Run {
         }
     }
 
-    fn met_no_space(&mut self) {
+    pub(super) fn met_no_space(&mut self) {
         self.was_full = true;
         self.counts.no_space += 1;
         self.note("no space".to_owned());
-        assert_eq!(self.pool().failure(), None, "a full pool must not stop");
+        let stopped = self.pool().failure();
+        if stopped.is_some() && self.excused("a full pool") {
+            return;
+        }
+        assert_eq!(stopped, None, "a full pool must not stop");
     }
 
     fn read(&mut self) {
@@ -326,16 +427,38 @@ impl Run {
         })];
         disk.execute(&mut batch);
         let result = batch[0].result.clone();
-        if self.world.sim.has_power() {
-            assert_eq!(result, Ok(()), "a read failed");
+        drop(disk);
+        self.compare(&name, offset, &buffer, result);
+    }
+
+    /// A read gives what was written, or fails where failing is allowed.
+    pub(super) fn compare(
+        &mut self,
+        name: &str,
+        offset: u64,
+        buffer: &[u8],
+        result: Result<(), DiskError>,
+    ) {
+        if result.is_err() {
+            if self.world.sim.has_power() {
+                assert!(self.mode == Mode::Beyond, "a read failed: {result:?}");
+                self.counts.errors += 1;
+            }
+            return;
         }
-        if result.is_ok() {
-            let expected = &self.model.now[&name][offset as usize..][..length as usize];
+        let expected = &self.model.now[name][offset as usize..][..buffer.len()];
+        let first = offset as usize / 4096;
+        for (number, (found, expected)) in blocks(offset, buffer)
+            .zip(blocks(offset, expected))
+            .enumerate()
+        {
             assert!(
-                buffer == expected,
-                "read {name} {offset}+{length} returned other bytes"
+                found == expected || self.unknown.contains(&(name.to_owned(), first + number)),
+                "read {name} {offset}+{} returned other bytes",
+                buffer.len()
             );
         }
+        self.counts.verified += buffer.len() as u64;
     }
 
     fn extents(&mut self) {
@@ -351,14 +474,17 @@ impl Run {
                     let data = &self.model.now[&name][range];
                     let zero = extent.kind != ExtentKind::Data;
                     assert!(
-                        !zero || data.iter().all(|byte| *byte == 0),
+                        !zero || data.iter().all(|byte| *byte == 0) || !self.unknown.is_empty(),
                         "{name} has data at {at}"
                     );
                     at += extent.length;
                 }
                 assert_eq!(at, size, "the extents cover the volume");
             }
-            Err(error) => assert!(!self.world.sim.has_power(), "extents failed: {error}"),
+            Err(error) => assert!(
+                !self.world.sim.has_power() || self.mode == Mode::Beyond,
+                "extents failed: {error}"
+            ),
         }
     }
 
@@ -367,6 +493,8 @@ impl Run {
         match self.pool().flush() {
             Ok(()) => self.model.all_durable(),
             Err(_) if !self.world.sim.has_power() => {}
+            Err(DiskError::NoSpace) if self.short_of_space => {}
+            Err(_) if self.excused("a flush") => {}
             Err(error) => panic!("a flush failed: {error}; {:?}", self.pool().failure()),
         }
     }
@@ -393,6 +521,7 @@ impl Run {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 self.met_no_space();
             }
+            Err(_) if self.excused(what) => {}
             Err(error) => panic!("{what} failed: {error}: {error:?}"),
         }
         false
@@ -404,6 +533,13 @@ impl Run {
         let size = (1 + self.rng.below(500)) * 512;
         self.note(format!("create {name} of {size}"));
         let mut spec = volume(&name, size);
+        if self.mode != Mode::Plain {
+            let most = self.world.stripe_bytes.min(64 << 10);
+            let chunk = 4096 << self.rng.below(5);
+            spec.chunk_bytes = if chunk > most { 4096 } else { chunk };
+        }
+        self.chunks
+            .insert(name.clone(), u64::from(spec.chunk_bytes));
         if self.rng.chance(4) {
             spec.dedup = tessera_engine::api::DedupMode::Off;
         }
@@ -416,7 +552,7 @@ impl Run {
         if self.management(what, result) {
             self.model.begin(steps);
             self.model.all_durable();
-        } else if no_power || self.is_done(&steps) {
+        } else if no_power || self.failed || self.is_done(&steps) {
             self.model.begin(steps);
         }
     }
@@ -445,18 +581,20 @@ impl Run {
                 let result = self.pool().delete_volume(&name);
                 self.changed_catalogue("delete", result, vec![Step::Delete { name }]);
             }
-            4 => {
+            // What cannot be read is remembered by name.
+            4 if self.mode != Mode::Beyond => {
                 let new = format!("v{}", self.volumes_made);
                 self.volumes_made += 1;
                 self.note(format!("rename {name} to {new}"));
                 let result = self.pool().rename_volume(&name, &new).map(|_| ());
+                self.chunks.insert(new.clone(), self.chunk_of(&name));
                 self.changed_catalogue("rename", result, vec![Step::Rename { old: name, new }]);
             }
             _ => {
                 let to = (1 + self.rng.below(500)) * 512;
                 self.note(format!("resize {name} from {size} to {to}"));
                 let mut steps = Vec::new();
-                let odd_end = size.min(to.next_multiple_of(4096));
+                let odd_end = size.min(to.next_multiple_of(self.chunk_of(&name)));
                 if to < odd_end {
                     // The rest of the last chunk is cleared before the cut.
                     let length = odd_end - to;
@@ -475,115 +613,14 @@ impl Run {
             }
         }
     }
+}
 
-    /// A doomed member goes away, or comes back as it was.
-    fn lose_or_find(&mut self) {
-        if self.doomed.is_empty() {
-            return;
-        }
-        let at = self.rng.below(self.doomed.len() as u64) as usize;
-        let path = self.doomed[at].clone();
-        self.note(format!(
-            "{} vanished before: {}",
-            path.display(),
-            self.vanished[at]
-        ));
-        if self.vanished[at] {
-            self.world.sim.heal(&path);
-        } else {
-            self.world.sim.inject(&path, Fault::Vanish);
-        }
-        self.vanished[at] = !self.vanished[at];
-    }
-
-    /// Something on a doomed member rots, superblocks excepted.
-    fn rot(&mut self) {
-        if self.doomed.is_empty() {
-            return;
-        }
-        let at = self.rng.below(self.doomed.len() as u64) as usize;
-        let path = self.doomed[at].clone();
-        let size = self.world.device_bytes - (32 << 10);
-        let offset = (16 << 10) + self.rng.below(size);
-        self.note(format!("{} rots at {offset}", path.display()));
-        self.world
-            .sim
-            .inject(&path, Fault::BitRot { offset, mask: 0x10 });
-    }
-
-    fn kill(&mut self) {
-        self.note("kill".to_owned());
-        self.world.sim.kill_process();
-        self.reopen_after_crash();
-    }
-
-    fn close_and_reopen(&mut self) {
-        self.note("close".to_owned());
-        match self.pool().close() {
-            Ok(()) => self.model.all_durable(),
-            Err(_) if !self.world.sim.has_power() => {}
-            Err(error) if error.kind() == ErrorKind::NoSpace => self.counts.no_space += 1,
-            Err(error) => panic!("cannot close: {error}: {error:?}"),
-        }
-        self.reopen_after_crash();
-    }
-
-    /// Opens again, perhaps after more power cuts, and checks the promise.
-    fn reopen_after_crash(&mut self) {
-        self.counts.crashes += 1;
-        self.pool = None;
-        self.world.sim.cut_after(0);
-        self.world.sim.power_on();
-        let mut expected = None;
-        if self.rng.chance(4) {
-            self.note("open read-only".to_owned());
-            let writes = self.world.writes();
-            let pool = self
-                .world
-                .open_read_only()
-                .unwrap_or_else(|e| panic!("{e}: {e:?}"));
-            let found = read_all(&pool, &pool.names(), "read-only");
-            drop(pool);
-            assert_eq!(
-                self.world.writes(),
-                writes,
-                "a read-only open writes nothing (R1)"
-            );
-            if self.model.prefix_of(&found).is_none() {
-                panic!("read-only: {}", self.model.explain(&found));
-            }
-            expected = Some(found);
-        }
-        loop {
-            if self.rng.chance(3) {
-                let operations = 1 + self.rng.below(RECOVERY_OPERATIONS);
-                self.note(format!("open; power will be cut after {operations}"));
-                self.world.sim.cut_after(operations);
-            } else {
-                self.note("open".to_owned());
-            }
-            match self.world.open() {
-                // What is read for deduplication alone may fail.
-                Ok(pool) if self.world.sim.has_power() => {
-                    self.world.sim.cut_after(0);
-                    self.pool = Some(pool);
-                    break;
-                }
-                _ if !self.world.sim.has_power() => {
-                    self.counts.cut_recoveries += 1;
-                    self.world.sim.power_on();
-                }
-                Ok(_) => unreachable!("with power or without"),
-                Err(error) => panic!("cannot open: {error}: {error:?}"),
-            }
-        }
-        let found = read_all(self.pool(), &self.pool().names(), "after recovery");
-        if let Some(expected) = expected {
-            assert!(
-                found == expected,
-                "a read-only open shows what recovery makes durable"
-            );
-        }
-        self.model.recovered(found, "after recovery");
-    }
+/// The pieces of `bytes` that lie in different blocks of a volume.
+pub fn blocks(offset: u64, bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let head = bytes.len().min((4096 - offset as usize % 4096) % 4096);
+    let (head, rest) = bytes.split_at(head);
+    (!head.is_empty())
+        .then_some(head)
+        .into_iter()
+        .chain(rest.chunks(4096))
 }

@@ -1,26 +1,53 @@
 //! Simulated pools of tiny sizes, and a model of what they must hold.
 //!
 //! [`world`] makes devices, [`model`] knows what volumes may contain after a
-//! crash, [`driver`] does the same things to both.
+//! crash, [`driver`] does the same things to both, [`hazards`] is what goes
+//! wrong with devices meanwhile, and [`crash`] opens again and compares.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod batch;
+pub mod crash;
 pub mod driver;
+pub mod hazards;
 pub mod model;
 pub mod watch;
 pub mod world;
 
-/// SplitMix64: everything random in a run follows from its seed.
+/// SplitMix64: everything random in a run follows from its seed, or from the
+/// bytes that a fuzzer chose, as long as there are any.
 #[derive(Debug, Clone)]
-pub struct Rng(u64);
+pub struct Rng {
+    state: u64,
+    choices: Option<std::vec::IntoIter<u8>>,
+}
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self {
+            state: seed,
+            choices: None,
+        }
+    }
+
+    pub fn from_choices(choices: Vec<u8>) -> Self {
+        Self {
+            state: 0,
+            choices: Some(choices.into_iter()),
+        }
+    }
+
+    /// There were choices, and all have been made.
+    pub fn is_exhausted(&self) -> bool {
+        self.choices.as_ref().is_some_and(|left| left.len() == 0)
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        if let Some(choice) = self.choices.as_mut().and_then(Iterator::next) {
+            // Small numbers choose between few things, large ones places.
+            return u64::from(choice) * 0x0101_0101_0101;
+        }
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

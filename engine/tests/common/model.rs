@@ -53,6 +53,10 @@ pub struct Model {
     pub steps: Vec<Step>,
     /// `base` and all `steps`: what reads must return.
     pub now: State,
+    /// What was durable one commit earlier, and the steps between: beyond the
+    /// redundancy the newest batch may be lost while nothing confirms it.
+    pub older_base: State,
+    pub older_steps: Vec<Step>,
 }
 
 pub fn apply(state: &mut State, step: &Step) {
@@ -90,18 +94,16 @@ pub fn apply(state: &mut State, step: &Step) {
     }
 }
 
-const CHUNK: u64 = 4096;
-
 /// The steps of a write: an unaligned head, whole chunks, an unaligned tail.
-pub fn write_steps(name: &str, offset: u64, data: &[u8]) -> Vec<Step> {
+pub fn write_steps(name: &str, offset: u64, data: &[u8], chunk: u64) -> Vec<Step> {
     let mut steps = Vec::new();
     let (mut at, mut rest) = (offset, data);
     while !rest.is_empty() {
-        let within = at % CHUNK;
-        let length = if within == 0 && rest.len() as u64 >= CHUNK {
-            (rest.len() - rest.len() % CHUNK as usize).min(1 << 20)
+        let within = at % chunk;
+        let length = if within == 0 && rest.len() as u64 >= chunk {
+            (rest.len() - rest.len() % chunk as usize).min(1 << 20)
         } else {
-            rest.len().min((CHUNK - within) as usize)
+            rest.len().min((chunk - within) as usize)
         };
         let (piece, after) = rest.split_at(length);
         steps.push(Step::Put {
@@ -116,14 +118,14 @@ pub fn write_steps(name: &str, offset: u64, data: &[u8]) -> Vec<Step> {
 }
 
 /// The steps of zeroing: whole chunks, then head and tail.
-pub fn zero_steps(name: &str, offset: u64, length: u64, size: u64) -> Vec<Step> {
+pub fn zero_steps(name: &str, offset: u64, length: u64, size: u64, chunk: u64) -> Vec<Step> {
     let end = offset + length;
     let last_end = if end == size {
-        end.next_multiple_of(CHUNK)
+        end.next_multiple_of(chunk)
     } else {
         end
     };
-    let (first, beyond) = (offset.next_multiple_of(CHUNK), last_end / CHUNK * CHUNK);
+    let (first, beyond) = (offset.next_multiple_of(chunk), last_end / chunk * chunk);
     let mut steps = Vec::new();
     let mut push = |from: u64, to: u64| {
         if from < to {
@@ -153,8 +155,11 @@ impl Model {
 
     /// Everything so far is durable.
     pub fn all_durable(&mut self) {
+        if !self.steps.is_empty() {
+            self.older_base = std::mem::take(&mut self.base);
+            self.older_steps = std::mem::take(&mut self.steps);
+        }
         self.base = self.now.clone();
-        self.steps.clear();
     }
 
     /// The number of steps that `found` shows, if it is an allowed state.
@@ -175,9 +180,30 @@ impl Model {
         if self.prefix_of(&found).is_none() {
             panic!("{context}: {}", self.explain(&found));
         }
+        self.go_on_from(found);
+    }
+
+    /// `found` is what recovery made durable, for good.
+    pub fn go_on_from(&mut self, found: State) {
+        self.older_base = found.clone();
+        self.older_steps.clear();
         self.base = found.clone();
         self.now = found;
         self.steps.clear();
+    }
+
+    /// A state that was allowed to be found, the newest batch lost or not, for
+    /// which `agrees` holds; the newest of them.
+    pub fn newest_agreeing(&self, agrees: impl Fn(&State) -> bool) -> Option<State> {
+        let mut state = self.older_base.clone();
+        let mut last = agrees(&state).then(|| state.clone());
+        for step in self.older_steps.iter().chain(&self.steps) {
+            apply(&mut state, step);
+            if agrees(&state) {
+                last = Some(state.clone());
+            }
+        }
+        last
     }
 
     /// Where `found` differs from the state that has every step, and which

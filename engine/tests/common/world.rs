@@ -38,13 +38,31 @@ pub struct Scale {
     pub segment_bytes: u32,
     pub segments: u32,
     pub journal_bytes: u64,
+    pub unit_bytes: u32,
 }
 
 impl Scale {
     pub const TINY: Scale = Scale {
+        unit_bytes: UNIT,
         segment_bytes: 64 << 10,
         segments: 40,
         journal_bytes: 256 << 10,
+    };
+
+    /// For chunks of up to 64 KiB.
+    pub const WIDE: Scale = Scale {
+        unit_bytes: 16 * UNIT,
+        segment_bytes: 768 << 10,
+        segments: 32,
+        journal_bytes: 2 << 20,
+    };
+
+    /// Between the two.
+    pub const MIDDLE: Scale = Scale {
+        unit_bytes: 4 * UNIT,
+        segment_bytes: 192 << 10,
+        segments: 40,
+        journal_bytes: 512 << 10,
     };
 }
 
@@ -55,6 +73,8 @@ pub struct World {
     pub paths: Vec<PathBuf>,
     pub scale: Scale,
     pub device_bytes: u64,
+    /// Data of one stripe: the largest chunk there may be.
+    pub stripe_bytes: u32,
     /// Where segments lie on every member.
     pub slots_offset: u64,
     /// What a segment takes on a member.
@@ -92,7 +112,7 @@ impl World {
     pub fn create(level: Level, width: usize, scale: Scale, seed: u64) -> Self {
         let sim = SimWorld::new(seed);
         let units = data_units(level, width);
-        let stripe = UNIT * units;
+        let stripe = scale.unit_bytes * units;
         let segment_bytes = scale.segment_bytes.next_multiple_of(stripe);
         let slot_bytes = u64::from(segment_bytes / units);
         let slots_offset = (scale.journal_bytes + (16 << 10)).next_multiple_of(1 << 20);
@@ -122,6 +142,7 @@ impl World {
             paths,
             scale,
             device_bytes,
+            stripe_bytes: stripe,
             slots_offset,
             slot_bytes,
             watcher: None,
@@ -129,7 +150,7 @@ impl World {
         };
         let spec = CreateSpec {
             level,
-            stripe_unit_bytes: UNIT,
+            stripe_unit_bytes: scale.unit_bytes,
             members: world.paths.clone(),
             force: false,
             sizes: Sizes {

@@ -22,6 +22,7 @@ use crate::{
     device::{AlignedBuf, BLOCK_BYTES, Backend, BufSlice, Io, IoOp, OpenMode, Patient},
     layout::{Layout, SegmentGeometry},
     member::{Devices, OpenMember, open_members, places, refuse_used},
+    sabotage::broken,
     superblock::{
         Geometry, HASH_BLAKE3, History, MemberRecord, PoolRecord, SEGMENT_DATA_BYTES_END,
         SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, encode,
@@ -230,6 +231,9 @@ fn lay_out(
         ));
     }
     run_all(backend, &mut areas, opened, 2)?;
+    if broken("sync.laid_out") {
+        return Ok(());
+    }
     let mut syncs: Vec<Io> = opened
         .iter()
         .map(|member| area(member, 0, IoOp::Sync))
@@ -254,7 +258,7 @@ fn write_first(
                 let data = vec![BufSlice::from(bytes)];
                 let op = IoOp::Write {
                     data,
-                    durable: true,
+                    durable: !broken("sync.first_superblock"),
                 };
                 Io {
                     device: member.device,

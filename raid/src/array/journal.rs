@@ -6,6 +6,7 @@ use super::Array;
 use crate::{
     Kind, MemberIndex, MemberSet, RaidError,
     device::{AlignedBuf, BLOCK_BYTES, BufSlice, IoOp},
+    sabotage::broken,
     superblock::Geometry,
 };
 
@@ -47,7 +48,7 @@ impl Array {
                         offset,
                         IoOp::Write {
                             data,
-                            durable: true,
+                            durable: !broken("sync.journal"),
                         },
                     )
                 })
@@ -66,6 +67,9 @@ impl Array {
                 .zip(&targets)
                 .filter(|(io, _)| is_ok(&io.outcome));
             holders = holders.union(written.map(|(_, member)| *member).collect());
+            if broken("R16.replace") {
+                return self.barrier(used);
+            }
         }
     }
 

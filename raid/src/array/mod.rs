@@ -49,6 +49,7 @@ use crate::{
     Column, Kind, LayoutId, Level, MemberIndex, MemberSet, Placement, RaidError,
     device::{AlignedBuf, Backend, BufferPool, DeviceHandle, Io, IoOp},
     layout::{Layout, SegmentGeometry},
+    sabotage::broken,
     superblock::{Geometry, PoolRecord, Standing},
     witness::Witness,
 };
@@ -379,7 +380,7 @@ impl Array {
         self.check_stopped()?;
         // R1: whoever writes has first said that the state is unclean.
         assert!(
-            !self.clean.load(Ordering::Acquire),
+            !self.clean.load(Ordering::Acquire) || broken("R1.clean_flag"),
             "the clean flag is cleared before the first write"
         );
         Ok(())

@@ -17,6 +17,7 @@ use crate::{
     device::{Backend, OpenMode},
     member::{Copies, Devices, OpenMember, identify, open_members, read_copies},
     membership::{Choice, Found, choose},
+    sabotage::broken,
     superblock::Superblock,
     witness::{Witness, WitnessRecord},
 };
@@ -93,7 +94,7 @@ impl Array {
         });
         devices.keep();
         array.note_changes(&choice.changes)?;
-        if array.read_only {
+        if array.read_only && !broken("R1.read_only") {
             return Ok(array);
         }
         array.write_missing_copies(&lacking)?;

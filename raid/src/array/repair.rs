@@ -13,6 +13,7 @@ use crate::{
     Column, ColumnSet, Kind, MemberSet, Placement, RaidError,
     device::{AlignedBuf, BLOCK_BYTES, BufSlice, IoOp},
     layout::{Layout, Piece, ReadPlan},
+    sabotage::broken,
 };
 
 impl Array {
@@ -78,8 +79,8 @@ impl Array {
             let own = self.read_column_block(layout, placement, piece, column);
             let mut block = match own {
                 Some(own) if own[at..at + source.len()] == *source => continue,
-                Some(own) => own,
-                None => {
+                Some(own) if !broken("R7.verified_only") => own,
+                _ => {
                     let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
                     let whole = source.len() == BLOCK_BYTES;
                     if !whole && !self.rebuild_block(layout, placement, piece, column, &mut block) {

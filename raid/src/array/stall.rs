@@ -23,6 +23,7 @@ use crate::{
     MemberIndex, MemberSet,
     device::{BLOCK_BYTES, Backend, DeviceHandle, Verdict},
     member::read_at,
+    sabotage::broken,
 };
 
 /// What members have completed lately, in ticks: a count of batches begun.
@@ -162,7 +163,9 @@ impl Verdict for BatchVerdict<'_> {
         }
         // R4: enough others, and the layouts do without the stalled one.
         let silent = array.all.difference(self.answering(stalled));
-        let abandon = array.layouts.iter().all(|layout| layout.survives(silent));
+        let mut abandon = array.layouts.iter().all(|layout| layout.survives(silent));
+        abandon |= broken("R4.stall");
+        abandon &= !broken("R5.give_up");
         if abandon {
             tracing::warn!(member = %stalled, ?waited, "giving up on a stalled member");
         }

@@ -25,6 +25,7 @@ use crate::{
     Kind, MemberIndex, MemberSet, RaidError, WitnessMember, WitnessRecord,
     device::{AlignedBuf, BufSlice, IoOp},
     member::places,
+    sabotage::broken,
     superblock::{PoolRecord, SUPERBLOCK_BYTES, Standing, encode},
 };
 
@@ -127,6 +128,9 @@ impl Array {
     pub(super) fn degrade(&self, failing: MemberSet, why: &str) -> Result<(), RaidError> {
         let mut state = self.superblocks.lock();
         self.note_failures(&mut state, failing, FAILED, why)?;
+        if broken("R2.degrade") {
+            return Ok(());
+        }
         let version = state.desired_version;
         self.wait_for(state, version)
     }
@@ -169,6 +173,9 @@ impl Array {
 
     /// Makes everything noted durable: R1, before the first write.
     pub(super) fn flush_changes(&self) -> Result<(), RaidError> {
+        if broken("R1.absent") {
+            return Ok(());
+        }
         let state = self.superblocks.lock();
         let version = state.desired_version;
         self.wait_for(state, version)
@@ -177,6 +184,9 @@ impl Array {
     /// R2: returns once every member that a write skipped is known as failed
     /// on disk. `used` are the members that took part.
     pub(super) fn barrier(&self, used: MemberSet) -> Result<(), RaidError> {
+        if broken("R2.barrier") {
+            return Ok(());
+        }
         let skipped = self.all.difference(used);
         if skipped
             .difference(MemberSet(self.recorded.load(Ordering::Acquire)))
@@ -203,7 +213,7 @@ impl Array {
         }
         let names = self.names(fresh);
         // R4: never record more failures than the layouts survive.
-        if !state.desired.survives(failed.union(fresh)) {
+        if !state.desired.survives(failed.union(fresh)) && !broken("R4.no_suicide") {
             if self.read_only {
                 return Err(RaidError::new(
                     Kind::Unrecoverable,
@@ -261,16 +271,23 @@ impl Array {
         }
         let mut buffers = std::mem::take(&mut state.buffers);
         let witnessed = state.witnessed == Some(record.history.head());
-        let (failing, why, stored) = MutexGuard::unlocked(state, || {
+        let mut write = || {
+            if broken("R3.order") {
+                let _too_early = self.witness.store(&self.witness_record(&record));
+            }
             let (failing, why) = self.write_copies(&record, &mut buffers);
             // After a failure this record is followed by another, and only
             // that one is acknowledged and witnessed.
-            let stored = match failing.is_empty() && !witnessed {
+            let stored = match failing.is_empty() && !witnessed && !broken("R3.witness") {
                 true => self.witness.store(&self.witness_record(&record)),
                 false => Ok(()),
             };
             (failing, why, stored)
-        });
+        };
+        let (failing, why, stored) = match broken("R6.no_lock") {
+            true => write(),
+            false => MutexGuard::unlocked(state, write),
+        };
         state.buffers = buffers;
         // R3: without the witness the change is not known to have happened.
         if let Err(error) = stored {
@@ -293,7 +310,10 @@ impl Array {
         state.desired.sequence = record.sequence;
         if failing.is_empty() {
             state.witnessed = Some(record.history.head());
-            state.durable_version = version;
+            state.durable_version = match broken("R6.newest") {
+                true => state.desired_version,
+                false => version,
+            };
             self.recorded
                 .store(record.not_in_sync().0, Ordering::Release);
         }
@@ -310,7 +330,10 @@ impl Array {
     ) -> (MemberSet, String) {
         let mut failing = MemberSet::EMPTY;
         let mut why = String::new();
-        let members = record_in_sync(record);
+        let mut members = record_in_sync(record);
+        if broken("R1.every_member") {
+            members = members.iter().take(members.len().max(2) - 1).collect();
+        }
         for member in members.iter() {
             let buffer = &mut buffers[member.index()];
             // An operation abandoned on a stalled member still owns its
@@ -322,7 +345,7 @@ impl Array {
             encode(record, member, bytes);
         }
         // 1. the fronts, 2. the ends.
-        for place in 0..2 {
+        for place in 0..if broken("R1.second_copy") { 1 } else { 2 } {
             let targets = members.difference(failing);
             let mut batch: Vec<_> = targets
                 .iter()
@@ -335,7 +358,7 @@ impl Array {
                         offset,
                         IoOp::Write {
                             data,
-                            durable: true,
+                            durable: !broken("sync.superblock"),
                         },
                     )
                 })
@@ -384,7 +407,7 @@ impl Array {
                         offset,
                         IoOp::Write {
                             data: vec![bytes.into()],
-                            durable: true,
+                            durable: !broken("sync.missing_superblock"),
                         },
                     )
                 })
@@ -453,7 +476,7 @@ impl Array {
         for (outcome, member) in outcomes {
             let Some(Err(error)) = outcome else { continue };
             self.count_error(member);
-            if Fault::of(error) == Fault::NoSpace {
+            if Fault::of(error) == Fault::NoSpace && !broken("R4.no_space") {
                 full = Some(RaidError::new(
                     Kind::NoSpace,
                     format!("No space left below {}", self.names(MemberSet::of(member))),

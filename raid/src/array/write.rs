@@ -8,6 +8,7 @@ use crate::{
     device::{AlignedBuf, BufSlice, Io, IoOp},
     layout::{Layout, Role},
     parity,
+    sabotage::broken,
 };
 
 /// P and Q of the stripes of one call, in their order.
@@ -74,6 +75,9 @@ impl Array {
     /// everything and the failure is behind the barrier (R2).
     pub fn sync(&self) -> Result<(), RaidError> {
         self.may_write()?;
+        if broken("sync.data") {
+            return Ok(());
+        }
         let used = self.in_use();
         let mut batch: Vec<Io> = used
             .iter()
@@ -90,7 +94,7 @@ impl Array {
                 failing.insert(member);
             }
         }
-        if !failing.is_empty() {
+        if !failing.is_empty() && !broken("sync.failure") {
             self.degrade(failing, &why)?;
         }
         self.barrier(used)

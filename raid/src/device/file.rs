@@ -29,6 +29,7 @@ use rustix::{
 };
 
 use super::{AlignedBuf, BLOCK_BYTES, BufSlice, DeviceFacts, DeviceHandle, IoOp, OpenMode};
+use crate::sabotage::broken;
 
 /// How long to sleep between attempts at a lock held elsewhere.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -174,6 +175,7 @@ impl OpenFile {
         match op {
             IoOp::Read(buffer) => self.file.read_exact_at(buffer, offset),
             IoOp::Write { data, durable } => self.write(offset, data, *durable),
+            IoOp::Sync if broken("sync.threads") => Ok(()),
             IoOp::Sync => Ok(rustix::fs::fdatasync(&self.file)?),
             IoOp::Discard { length } => self.discard(offset, *length),
             IoOp::Preallocate { length } => self.preallocate(offset, *length),
@@ -190,7 +192,7 @@ impl OpenFile {
         let mut sync_after = false;
         while !rest.is_empty() {
             let vectors = &rest[..rest.len().min(MAX_VECTORS)];
-            let flags = if durable && !sync_after {
+            let flags = if durable && !sync_after && !broken("sync.threads_write") {
                 ReadWriteFlags::DSYNC
             } else {
                 ReadWriteFlags::empty()
@@ -314,7 +316,12 @@ pub(super) fn create_file(path: &Path, size_bytes: u64) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    let sized = file.set_len(size_bytes).and_then(|()| file.sync_all());
+    let sized = file
+        .set_len(size_bytes)
+        .and_then(|()| match broken("sync.new_file") {
+            true => Ok(()),
+            false => file.sync_all(),
+        });
     let named = sized.and_then(|()| {
         let parent = path
             .parent()

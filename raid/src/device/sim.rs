@@ -572,6 +572,9 @@ impl Backend for SimBackend {
 
     fn run(&self, batch: &mut [Io], verdict: &dyn Verdict) {
         let mut order: Vec<usize> = (0..batch.len()).collect();
+        let mut devices: Vec<DeviceHandle> = batch.iter().map(|io| io.device).collect();
+        devices.sort_unstable();
+        devices.dedup();
         {
             let rng = &mut self.world.state.lock().world.rng;
             for last in (1..order.len()).rev() {
@@ -580,13 +583,19 @@ impl Backend for SimBackend {
         }
         // Only what completed before the batch is covered by its syncs.
         order.sort_by_key(|position| !matches!(batch[*position].op, IoOp::Sync));
+        let mut given_up: Option<Vec<DeviceHandle>> = None;
         for position in order {
             let io = &mut batch[position];
             let settled = self.world.state.lock().begin(io);
             let outcome = settled.unwrap_or_else(|| {
-                let asks = self.world.state.lock().asks(io.device);
-                // Not under the lock: a verdict may look at the world.
-                if (0..asks).any(|_| verdict.abandon(io.device)) {
+                let stuck = self.world.state.lock().asks(io.device) > 0;
+                if stuck && given_up.is_none() {
+                    given_up = Some(self.ask_in_rounds(&devices, verdict));
+                }
+                let given_up = given_up
+                    .as_ref()
+                    .is_some_and(|all| all.contains(&io.device));
+                if stuck && given_up {
                     self.world.state.lock().abandon(io)
                 } else {
                     self.world.state.lock().perform(io)
@@ -596,5 +605,28 @@ impl Backend for SimBackend {
             world.record_outcome(&io.op, &outcome);
             io.outcome = Some(outcome);
         }
+    }
+}
+
+impl SimBackend {
+    /// Asks about every stuck device of a batch in turn, round after round, as
+    /// the other backends do: who is given up.
+    fn ask_in_rounds(&self, devices: &[DeviceHandle], verdict: &dyn Verdict) -> Vec<DeviceHandle> {
+        let stuck: Vec<(DeviceHandle, u32)> = {
+            let mut state = self.world.state.lock();
+            let asks = devices.iter().map(|device| (*device, state.asks(*device)));
+            asks.filter(|(_, asks)| *asks > 0).collect()
+        };
+        let rounds = stuck.iter().map(|(_, asks)| *asks).max().unwrap_or(0);
+        let mut given_up = Vec::new();
+        for round in 1..=rounds {
+            for (device, asks) in &stuck {
+                // Not under the lock: a verdict may look at the world.
+                if round <= *asks && !given_up.contains(device) && verdict.abandon(*device) {
+                    given_up.push(*device);
+                }
+            }
+        }
+        given_up
     }
 }

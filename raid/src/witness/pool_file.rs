@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Witness, WitnessMember, WitnessRecord};
-use crate::{Kind, Level, MemberIndex, RaidError};
+use crate::{Kind, Level, MemberIndex, RaidError, sabotage::broken};
 
 const FILE_NAME: &str = "pool.toml";
 const TEMPORARY_NAME: &str = "pool.toml.new";
@@ -83,10 +83,15 @@ impl PoolFile {
         // 1. The new record is durable under another name ...
         let mut file = File::create(&temporary)?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        if !broken("sync.witness") {
+            file.sync_all()?;
+        }
         // 2. ... takes the name atomically ...
         fs::rename(&temporary, self.path())?;
         // 3. ... and keeps it after a power cut.
+        if broken("sync.witness_name") {
+            return Ok(());
+        }
         File::open(&self.directory)?.sync_all()
     }
 }

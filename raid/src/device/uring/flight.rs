@@ -9,9 +9,12 @@ use std::{io, os::fd::AsRawFd, sync::Arc};
 
 use io_uring::{opcode, squeue, types};
 
-use crate::device::{
-    IoOp,
-    file::{MAX_TRANSFER_BYTES, MAX_VECTORS, OpenFile, ZEROES},
+use crate::{
+    device::{
+        IoOp,
+        file::{MAX_TRANSFER_BYTES, MAX_VECTORS, OpenFile, ZEROES},
+    },
+    sabotage::broken,
 };
 
 /// An operation, its buffers and its progress. While an entry of it is in the
@@ -98,6 +101,9 @@ impl Flight {
         let done = usize::try_from(self.done).expect("transfers fit in memory");
         let phase = self.phase;
         let sync = || {
+            if broken("sync.uring") {
+                return opcode::Nop::new().build();
+            }
             opcode::Fsync::new(fd)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build()
@@ -139,7 +145,7 @@ impl Flight {
                         iov_len: length,
                     });
                 }
-                let dsync = *durable && phase == Phase::Main;
+                let dsync = *durable && phase == Phase::Main && !broken("sync.uring_write");
                 let flags = if dsync { libc::RWF_DSYNC } else { 0 };
                 match self.vectors.as_slice() {
                     [one] => {

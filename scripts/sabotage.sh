@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Breaks one rule after the other and expects the tests to notice.
+#
+# The barriers are those that raid/src/sabotage.rs explains: each place in the
+# code that keeps a rule, and each sync. One build has them all; an environment
+# variable chooses which is left out. For each, test programs run until one
+# fails; one that does not end in time has noticed a wait without end. The table
+# on stdout says which test noticed; a barrier that none noticed is a failure of
+# the tests, and of this script.
+#
+#   scripts/sabotage.sh [BARRIER...]     all of them unless named; a trailing
+#                                        * stands for anything
+set -uo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh build
+. scripts/env.sh
+
+# Seeds of each level in the random runs, and how long a program may take.
+export TESSERA_SEEDS=${TESSERA_SEEDS:-8}
+limit=${TESSERA_LIMIT:-240}
+
+packages=(tessera-raid tessera-dedup tessera-engine)
+say "Building the tests with barriers"
+built=$(cargo test --release --locked --features tessera-raid/sabotage \
+    "${packages[@]/#/--package=}" --no-run --message-format=json) || die "the build failed"
+mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' <<<"$built")
+(( ${#programs[@]} )) || die "the build made no test programs"
+
+# Rules of raid are noticed soonest by its own tests, the others by the engine's.
+order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid)
+order_engine=(rules@engine tessera_dedup tessera_engine faults@engine crash_points@engine
+    model@engine space@engine overwrite@engine)
+program() {
+    local wanted=$1 name path crate=
+    [[ $wanted == *@* ]] && crate=${wanted#*@} && wanted=${wanted%@*}
+    while read -r name path; do
+        [[ $name == "$wanted" ]] || continue
+        # Two crates may have a test of one name: its strings tell them apart.
+        if [[ -z $crate ]] || grep -qaF "$crate/tests/$wanted.rs" "$path"; then
+            echo "$path"
+            return
+        fi
+    done < <(printf '%s\n' "${programs[@]}")
+}
+
+if (( $# )); then
+    asked=("$@")
+else
+    asked=('*')
+fi
+mapfile -t all < <(grep -rhoE 'broken\("[A-Za-z0-9_.]+"\)' raid/src dedup/src engine/src nbd-server/src |
+    sed 's/broken("//; s/")//' | sort -uV)
+barriers=()
+for barrier in "${all[@]}"; do
+    for pattern in "${asked[@]}"; do
+        # shellcheck disable=SC2053 # a pattern is meant
+        [[ $barrier == $pattern ]] && barriers+=("$barrier") && break
+    done
+done
+(( ${#barriers[@]} )) || die "there is no such barrier"
+
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+survivors=()
+for barrier in "${barriers[@]}"; do
+    case $barrier in
+        R[1-7].* | R16.* | sync.*) order=("${order_raid[@]}" "${order_engine[@]}") ;;
+        *) order=("${order_engine[@]}" "${order_raid[@]}") ;;
+    esac
+    noticed=
+    for wanted in "${order[@]}"; do
+        path=$(program "$wanted")
+        [[ -n $path ]] || continue
+        # Where cargo would run it.
+        crate=${wanted#*@}
+        crate=${crate#tessera_}
+        (cd "$crate" && TESSERA_SABOTAGE=$barrier timeout "$limit" "$path" -q) >"$output" 2>&1
+        status=$?
+        (( status == 0 )) && continue
+        if (( status == 124 )); then
+            noticed="$wanted did not end"
+        else
+            test=$(sed -n '/^failures:$/,$ { s/^    \([a-z][a-zA-Z0-9_:]*\)$/\1/p }' "$output" | head -1)
+            noticed="$wanted ${test:-aborted}"
+        fi
+        break
+    done
+    printf '%-24s %s\n' "$barrier" "${noticed:-NOT NOTICED}"
+    [[ -n $noticed ]] || survivors+=("$barrier")
+done
+say "${#barriers[@]} barriers broken, ${#survivors[@]} not noticed"
+(( ! ${#survivors[@]} )) || die "no test notices ${survivors[*]}"
