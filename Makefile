@@ -27,12 +27,8 @@ lint: ## Check formatting, clippy and documentation
 	scripts/lint.sh
 
 .PHONY: bench
-bench: ## Compare with qemu-nbd and nbdkit under fio (BENCH="--quick" for a short run)
+bench: ## Compare with qemu and nbdkit under fio, over NBD and mounted (BENCH="--quick" for a short run)
 	@scripts/bench.sh $(BENCH)
-
-.PHONY: bench-mount
-bench-mount: ## Compare a mounted volume with NBD and with qemu-storage-daemon under fio
-	@scripts/bench.sh --mount $(BENCH)
 
 .PHONY: microbench
 microbench: ## Measure hashing, parity, index and codecs on their own

@@ -1,14 +1,37 @@
 #!/usr/bin/env bash
-# Compares a served pool with qemu-nbd and nbdkit under fio; see
-# benches/compare.py --help for what it measures and its options.
+# Compares a served pool with qemu-nbd and nbdkit, and a mounted one with NBD
+# and qemu-storage-daemon, under fio.
+#
+#   scripts/bench.sh [--nbd | --mount] [OPTION]...     (default: both)
+#
+# benches/compare.py --help and benches/compare_mount.py --help say what is
+# measured and which options there are; without --nbd or --mount they have to
+# be those that both know, such as --quick, --rounds, --seconds, --strict.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh bench
 . scripts/env.sh
 TESSERA=$(tessera_binary)
-# --mount: the volume as a mounted file instead (benches/compare_mount.py).
-if [[ ${1-} == --mount ]]; then
+
+which=both
+case ${1-} in
+--nbd | --mount)
+    which=${1#--}
     shift
-    exec /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@"
+    ;;
+esac
+# What only one of them knows, as before there were two.
+case " $*" in
+*" --servers"* | *" --json"*) [[ $which != both ]] || which=nbd ;;
+esac
+
+failed=0
+if [[ $which != mount ]]; then
+    /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@" || failed=$?
 fi
-exec /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@"
+if [[ $which == both && ! -w /dev/fuse ]]; then
+    say "Nothing can be mounted here: the mount is not measured"
+elif [[ $which != nbd ]]; then
+    /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@" || failed=$?
+fi
+exit "$failed"

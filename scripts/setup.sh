@@ -64,7 +64,7 @@ for purpose; do
     build) need_build ;;
     test) need_build; need_test ;;
     demo) need_build; need_clients ;;
-    bench) need_build; need_clients; need qemu-storage-daemon qemu-system-common ;;
+    bench) need_build; need_clients; need qemu-storage-daemon qemu-utils ;;
     vm) need_vm ;;
     *) die "unknown purpose $purpose: use build, test, demo, bench or vm" ;;
     esac

@@ -8,7 +8,7 @@ mod common;
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::Read,
+    io::{Read, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
@@ -133,6 +133,19 @@ fn what_is_done_to_a_file_is_done_to_its_volume() {
     let new = write_file(&file("new"));
     assert_eq!(errno(new.write_at(b"x", 12_345_678)), Errno::NOSPC);
     drop(new);
+    // A log, opened anew for every line: created empty, then appended to.
+    drop(File::create_new(file("log")).unwrap());
+    let mut log = OpenOptions::new().append(true).open(file("log")).unwrap();
+    for line in ["one\n", "two\n", "three\n"] {
+        log.write_all(line.as_bytes()).unwrap();
+    }
+    drop(log);
+    assert_eq!(
+        fs::read_to_string(file("log")).unwrap(),
+        "one\ntwo\nthree\n"
+    );
+    assert_eq!(size("log"), 14);
+    fs::remove_file(file("log")).unwrap();
     // Created by its size alone, as qemu-img and truncate do.
     let sized = File::create_new(file("sized")).unwrap();
     assert_eq!(sized.metadata().unwrap().len(), 0);
