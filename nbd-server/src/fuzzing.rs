@@ -2,8 +2,8 @@
 //! error. Not part of the crate's interface.
 
 use crate::protocol::{
-    Action, Agreement, ExportInfo, Exports, HeaderStyle, Negotiation, Parsed, Progress, Step,
-    Terms, constants::MAX_PAYLOAD_BYTES, request,
+    Action, Agreement, Encryption, ExportInfo, Exports, HeaderStyle, Negotiation, Parsed, Progress,
+    Step, Terms, constants::MAX_PAYLOAD_BYTES, request,
 };
 
 const SIZE: u64 = 1 << 30;
@@ -29,7 +29,7 @@ impl Exports for Two {
 /// Bytes as all that a client sends, from its flags on.
 pub fn negotiation(bytes: &[u8]) {
     let mut output = Vec::new();
-    let mut negotiation = Negotiation::new(&mut output);
+    let mut negotiation = Negotiation::new(Encryption::Offered, &mut output);
     let mut rest = bytes;
     loop {
         let Progress { consumed, step } = negotiation.feed(rest, &Two, &mut output);
@@ -41,6 +41,8 @@ pub fn negotiation(bytes: &[u8]) {
                 assert_eq!(consumed, 0, "an incomplete message stays");
                 break;
             }
+            // As if the rest had come through TLS.
+            Step::StartTls => negotiation.tls_started(),
             Step::Closed(_) => break,
             Step::Transmission(Agreement {
                 export,

@@ -21,4 +21,6 @@ pub mod fuzzing;
 pub mod protocol;
 mod server;
 
-pub use server::{Drained, ListenError, Server, ServerOptions, StatsSnapshot};
+pub use server::{
+    Drained, ListenError, Server, ServerOptions, StatsSnapshot, Tls, TlsError, TlsFiles, TlsMode,
+};

@@ -63,6 +63,8 @@ pub mod option_reply {
     pub const ERR_UNSUP: u32 = ERROR + 1;
     /// The option is malformed or out of place.
     pub const ERR_INVALID: u32 = ERROR + 3;
+    /// Nothing else is possible before TLS.
+    pub const ERR_TLS_REQD: u32 = ERROR + 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = ERROR + 6;
     /// The server is shutting down.

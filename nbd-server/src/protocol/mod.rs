@@ -20,5 +20,5 @@ pub mod reply;
 pub mod request;
 
 pub use constants::{ErrorCode, HeaderStyle};
-pub use negotiation::{Agreement, ExportInfo, Exports, Negotiation, Progress, Step};
+pub use negotiation::{Agreement, Encryption, ExportInfo, Exports, Negotiation, Progress, Step};
 pub use request::{Action, Parsed, RequestHeader, Terms};

@@ -72,6 +72,20 @@ pub enum Closed {
     TooManyOptions,
 }
 
+/// Whether a client may, or has to, switch to TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Encryption {
+    /// There is no TLS.
+    #[default]
+    Unavailable,
+    /// It may.
+    Offered,
+    /// It has to before it may do anything else.
+    Required,
+    /// It has.
+    Active,
+}
+
 /// Where negotiation stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -81,6 +95,9 @@ pub enum Step {
     Continue,
     /// The next byte starts a request.
     Transmission(Agreement),
+    /// Send what is there and start TLS; what the client has sent behind its
+    /// request for it does not count. Then [`Negotiation::tls_started`].
+    StartTls,
     /// Send what is there and close.
     Closed(Closed),
 }
@@ -111,6 +128,7 @@ pub struct Negotiation {
     /// The export for which `base:allocation` was chosen.
     context_for: Option<String>,
     options: u32,
+    encryption: Encryption,
     shutting_down: bool,
 }
 
@@ -147,7 +165,7 @@ impl Agreement {
 
 impl Negotiation {
     /// Starts; the greeting is appended to `output`.
-    pub fn new(output: &mut Vec<u8>) -> Self {
+    pub fn new(encryption: Encryption, output: &mut Vec<u8>) -> Self {
         output.put_u64(INIT_MAGIC);
         output.put_u64(OPTION_MAGIC);
         output.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
@@ -158,8 +176,17 @@ impl Negotiation {
             style: HeaderStyle::Simple,
             context_for: None,
             options: 0,
+            encryption,
             shutting_down: false,
         }
+    }
+
+    /// TLS is in use: nothing that was agreed on before it counts.
+    pub fn tls_started(&mut self) {
+        self.encryption = Encryption::Active;
+        self.state = State::Option;
+        self.style = HeaderStyle::Simple;
+        self.context_for = None;
     }
 
     /// From now on every option but `ABORT` is answered with `ERR_SHUTDOWN`.
@@ -251,7 +278,10 @@ impl Negotiation {
         }
         let refusal = if option == option::EXPORT_NAME {
             // There is no error reply to this one.
-            if length as usize > MAX_STRING_BYTES || self.shutting_down {
+            if length as usize > MAX_STRING_BYTES
+                || self.shutting_down
+                || self.encryption == Encryption::Required
+            {
                 return close(Closed::ExportRefused);
             }
             None
@@ -260,7 +290,11 @@ impl Negotiation {
             return close(Closed::Aborted);
         } else if self.shutting_down {
             Some((option_reply::ERR_SHUTDOWN, "The server is shutting down"))
-        } else if !KNOWN.contains(&option) {
+        } else if self.encryption == Encryption::Required && option != option::STARTTLS {
+            Some((option_reply::ERR_TLS_REQD, "This server requires TLS"))
+        } else if !KNOWN.contains(&option)
+            || option == option::STARTTLS && self.encryption == Encryption::Unavailable
+        {
             Some((option_reply::ERR_UNSUP, "This option is not supported"))
         } else if length as usize > MAX_OPTION_BYTES {
             Some((
@@ -308,6 +342,13 @@ impl Negotiation {
         output: &mut Vec<u8>,
     ) -> Step {
         let result = match option {
+            option::STARTTLS => match self.start_tls(payload) {
+                Ok(()) => {
+                    reply(output, option, option_reply::ACK, &[]);
+                    return Step::StartTls;
+                }
+                Err(refusal) => Err(refusal),
+            },
             option::EXPORT_NAME => return self.export_name(payload, exports, output),
             option::LIST => list(payload, exports, output),
             option::INFO | option::GO => match self.describe(option, payload, exports, output) {
@@ -420,6 +461,16 @@ impl Negotiation {
         Ok(agreement)
     }
 
+    fn start_tls(&self, payload: &[u8]) -> Result<(), Refusal> {
+        if !payload.is_empty() {
+            return Err(UNWANTED);
+        }
+        if self.encryption == Encryption::Active {
+            return Err(Refusal(option_reply::ERR_INVALID, "TLS is in use already"));
+        }
+        Ok(())
+    }
+
     fn structured_reply(&mut self, payload: &[u8]) -> Result<(), Refusal> {
         if !payload.is_empty() {
             return Err(UNWANTED);
@@ -494,7 +545,8 @@ impl Negotiation {
     }
 }
 
-const KNOWN: [u32; 9] = [
+const KNOWN: [u32; 10] = [
+    option::STARTTLS,
     option::EXPORT_NAME,
     option::ABORT,
     option::LIST,

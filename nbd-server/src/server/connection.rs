@@ -24,7 +24,7 @@ use std::time::Duration;
 use tessera_engine::disk::{Disk, DiskError};
 
 use super::batch::{Batch, Entry, Work};
-use super::exports::CatalogExports;
+use super::exports::{CatalogExports, Client};
 use super::handshake::{self, Outcome};
 use super::helpers::{Job, Ticket};
 use super::inbox::{Inbox, Received};
@@ -51,10 +51,10 @@ const AHEAD_MAX: usize = 3;
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves a client from greeting to end. Returns when its socket can be closed.
-pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>) {
-    match handshake::negotiate(shared, outbox) {
-        Ok(Outcome::Agreed(agreement, rest)) => {
-            let exports = CatalogExports::new(shared);
+pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>, client: Client) {
+    match handshake::negotiate(shared, outbox, client) {
+        Ok(Outcome::Agreed(agreement, rest, client)) => {
+            let exports = CatalogExports::new(shared, client);
             // It may have been deleted since it was described.
             let Some(disk) = exports.open(&agreement.export.name) else {
                 return;

@@ -38,6 +38,11 @@ pub enum ListenError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// Others could read along.
+    #[error(
+        "{0} can be reached from other machines: require TLS, or say that serving in the clear is meant"
+    )]
+    InTheClear(String),
     /// The port is taken.
     #[error("The address {0} is in use: stop the other server or choose another port")]
     AddressInUse(String),

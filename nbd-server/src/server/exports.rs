@@ -1,29 +1,59 @@
-//! The disks of a catalogue as negotiation sees them.
+//! The disks of a catalogue as one client sees them.
 
 use std::sync::Arc;
 
 use tessera_engine::disk::Disk;
 
 use super::shared::Shared;
+use super::tls;
 use crate::protocol::{ExportInfo, Exports};
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// Somebody on this machine, who may open the socket's file.
+    Local,
+    /// Somebody on the network, with the names that a certificate has proven.
+    Network(Vec<String>),
+}
+
+impl Client {
+    /// A client on the network that has shown this certificate.
+    pub(crate) fn with_certificate(certificate: Option<&[u8]>) -> Self {
+        Self::Network(certificate.map(tls::names_in).unwrap_or_default())
+    }
+}
 
 /// The catalogue under the server's options.
 pub(crate) struct CatalogExports<'a> {
     shared: &'a Shared,
+    client: Client,
 }
 
 impl<'a> CatalogExports<'a> {
-    pub(crate) fn new(shared: &'a Shared) -> Self {
-        Self { shared }
+    pub(crate) fn new(shared: &'a Shared, client: Client) -> Self {
+        Self { shared, client }
+    }
+
+    /// Who asks.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn admits(&self, name: &str) -> bool {
+        match (&self.shared.options.tls, &self.client) {
+            (Some(tls), Client::Network(names)) => tls.admits(name, names),
+            (None, _) | (_, Client::Local) => true,
+        }
     }
 
     /// Finds a disk. The empty name means the only one, if there is just one.
     pub(crate) fn open(&self, name: &str) -> Option<Arc<dyn Disk>> {
         let catalog = &self.shared.catalog;
         if !name.is_empty() {
-            return catalog.open(name);
+            return self.admits(name).then(|| catalog.open(name))?;
         }
-        match catalog.names().as_slice() {
+        match self.names().as_slice() {
             [only] => catalog.open(only),
             _ => None,
         }
@@ -32,7 +62,9 @@ impl<'a> CatalogExports<'a> {
 
 impl Exports for CatalogExports<'_> {
     fn names(&self) -> Vec<String> {
-        self.shared.catalog.names()
+        let mut names = self.shared.catalog.names();
+        names.retain(|name| self.admits(name));
+        names
     }
 
     fn describe(&self, name: &str) -> Option<ExportInfo> {

@@ -4,11 +4,12 @@ use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
 use super::buffers::SMALL_BYTES;
-use super::exports::CatalogExports;
+use super::exports::{CatalogExports, Client};
 use super::outbox::{Outbox, Wake};
 use super::shared::Shared;
+use super::tls::TlsMode;
 use crate::protocol::negotiation::Closed;
-use crate::protocol::{Agreement, Negotiation, Step};
+use crate::protocol::{Agreement, Encryption, Negotiation, Step};
 
 /// How long a client that is still negotiating may take to hear that the server
 /// is shutting down.
@@ -21,7 +22,7 @@ const RECEIVE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The client chose an export; these bytes came after it.
-    Agreed(Agreement, Vec<u8>),
+    Agreed(Agreement, Vec<u8>, Client),
     /// It ended by the protocol's rules.
     Closed(Closed),
     /// The client hung up.
@@ -31,13 +32,20 @@ pub(crate) enum Outcome {
 }
 
 /// Negotiates with a client that has just connected.
-pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox) -> io::Result<Outcome> {
-    let exports = CatalogExports::new(shared);
+pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox, client: Client) -> io::Result<Outcome> {
+    let encryption = match (&shared.options.tls, &client) {
+        (None, _) | (_, Client::Local) => Encryption::Unavailable,
+        (Some(tls), Client::Network(_)) => match tls.mode {
+            TlsMode::Allowed => Encryption::Offered,
+            TlsMode::Required => Encryption::Required,
+        },
+    };
+    let mut exports = CatalogExports::new(shared, client);
     let mut deadline = Instant::now() + shared.options.handshake_timeout;
     let mut output = Vec::new();
     let mut input = Vec::new();
     let mut scratch = [0; RECEIVE_BYTES];
-    let mut negotiation = Negotiation::new(&mut output);
+    let mut negotiation = Negotiation::new(encryption, &mut output);
     let mut draining = false;
     loop {
         let mut used = 0;
@@ -60,7 +68,22 @@ pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox) -> io::Result<Outcome>
                     input.len() <= SMALL_BYTES,
                     "no more is received than one option"
                 );
-                return Ok(Outcome::Agreed(agreement, input));
+                return Ok(Outcome::Agreed(agreement, input, exports.client().clone()));
+            }
+            Step::StartTls => {
+                // Whatever came in the clear behind the request is not the
+                // client's, or not meant to be trusted.
+                input.clear();
+                match start_tls(shared, outbox, deadline)? {
+                    Handshake::Done => {}
+                    Handshake::Gone => return Ok(Outcome::Gone),
+                    Handshake::TimedOut => return Ok(Outcome::TimedOut),
+                }
+                let certificate = outbox.transport().client_certificate();
+                let client = Client::with_certificate(certificate.as_deref());
+                exports = CatalogExports::new(shared, client);
+                negotiation.tls_started();
+                continue;
             }
             Step::Closed(reason) => return Ok(Outcome::Closed(reason)),
             Step::NeedMore | Step::Continue => {}
@@ -84,6 +107,35 @@ pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox) -> io::Result<Outcome>
         }
         input.extend_from_slice(&scratch[..count]);
     }
+}
+
+/// How a TLS handshake ended that did not fail.
+enum Handshake {
+    Done,
+    Gone,
+    TimedOut,
+}
+
+fn start_tls(shared: &Shared, outbox: &Outbox, deadline: Instant) -> io::Result<Handshake> {
+    let tls = shared.options.tls.as_ref();
+    let config = &tls.expect("TLS is only offered where there is one").config;
+    let transport = outbox.transport();
+    transport.start_tls(config.clone())?;
+    while transport.is_handshaking() || transport.has_unsent() {
+        if transport.is_handshaking() && transport.shake_hands()? == Some(0) {
+            return Ok(Handshake::Gone);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Handshake::TimedOut);
+        }
+        if !transport.flush()? {
+            outbox.wait_writable(deadline)?;
+        } else if transport.is_handshaking() && outbox.wait(Some(left))? == Wake::TimedOut {
+            return Ok(Handshake::TimedOut);
+        }
+    }
+    Ok(Handshake::Done)
 }
 
 fn send(outbox: &Outbox, output: &mut Vec<u8>, deadline: Instant) -> io::Result<()> {

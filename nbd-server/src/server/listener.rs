@@ -19,8 +19,10 @@ use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
 
 use super::connection;
 use super::error::ListenError;
+use super::exports::Client;
 use super::outbox::{Outbox, poll_for};
 use super::shared::Shared;
+use super::tls::TlsMode;
 
 /// `sockaddr_un` holds 108 bytes, one of them the final NUL.
 const UNIX_PATH_BYTES: usize = 107;
@@ -112,7 +114,15 @@ pub(crate) fn bind_unix(path: &Path) -> Result<Bound, ListenError> {
 }
 
 /// Binds the first address that the name stands for and that can be bound.
-pub(crate) fn bind_tcp(address: &str) -> Result<Bound, ListenError> {
+///
+/// What goes over a network is to be encrypted: without `tls` being required,
+/// or `in_the_clear` saying that it is meant, only the machine itself is
+/// listened to.
+pub(crate) fn bind_tcp(
+    address: &str,
+    tls: Option<TlsMode>,
+    in_the_clear: bool,
+) -> Result<Bound, ListenError> {
     let candidates: Vec<SocketAddr> = address
         .to_socket_addrs()
         .map_err(|source| ListenError::BadAddress {
@@ -120,6 +130,11 @@ pub(crate) fn bind_tcp(address: &str) -> Result<Bound, ListenError> {
             source,
         })?
         .collect();
+    let encrypted = tls == Some(TlsMode::Required);
+    let exposed = candidates.iter().any(|at| !at.ip().is_loopback());
+    if exposed && !encrypted && !in_the_clear {
+        return Err(ListenError::InTheClear(address.into()));
+    }
     let tcp = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::AddressInUse(address.into()),
         _ => ListenError::Tcp {
@@ -137,7 +152,7 @@ pub(crate) fn bind_tcp(address: &str) -> Result<Bound, ListenError> {
         } else {
             AddressFamily::INET6
         },
-        uri: format!("nbd://{local}"),
+        uri: format!("{}://{local}", if encrypted { "nbds" } else { "nbd" }),
         socket_file: None,
     })
 }
@@ -246,6 +261,10 @@ fn welcome(shared: &Arc<Shared>, client: OwnedFd, family: AddressFamily) {
     {
         tracing::debug!(%error, "cannot set socket options");
     }
+    let from = match family {
+        AddressFamily::UNIX => Client::Local,
+        _ => Client::Network(Vec::new()),
+    };
     let outbox = match Outbox::new(client) {
         Ok(outbox) => Arc::new(outbox),
         Err(error) => {
@@ -263,7 +282,7 @@ fn welcome(shared: &Arc<Shared>, client: OwnedFd, family: AddressFamily) {
             move || {
                 // Given up last, also when serving panics.
                 let _seat = seat;
-                connection::serve(&shared, &outbox);
+                connection::serve(&shared, &outbox, from);
             }
         });
     if let Err(error) = spawned {

@@ -13,6 +13,8 @@ mod outbox;
 mod plan;
 mod shared;
 mod stats;
+mod tls;
+mod transport;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use tessera_engine::disk::DiskCatalog;
 
 pub use error::ListenError;
 pub use stats::StatsSnapshot;
+pub use tls::{Tls, TlsError, TlsFiles, TlsMode};
 
 use listener::Listener;
 use shared::Shared;
@@ -47,6 +50,10 @@ pub struct ServerOptions {
     /// the disk, at a time. Larger ones give the disk more to do at once,
     /// smaller ones stay in the CPU's cache.
     pub window_bytes: usize,
+    /// TLS for clients over TCP.
+    pub tls: Option<Tls>,
+    /// Listen also to other machines without requiring TLS.
+    pub in_the_clear: bool,
 }
 
 impl Default for ServerOptions {
@@ -61,6 +68,8 @@ impl Default for ServerOptions {
             // time there is one window to send and three to execute; windows
             // of twice the size, with one to execute, were a sixth slower.
             window_bytes: (2 << 20) + (64 << 10),
+            tls: None,
+            in_the_clear: false,
         }
     }
 }
@@ -103,9 +112,13 @@ impl Server {
     }
 
     /// Listens on a TCP address `HOST:PORT`; port 0 chooses a free one. Returns
-    /// the URI of the default export with the real port.
+    /// the URI of the default export with the real port. An address that other
+    /// machines can reach needs [`TlsMode::Required`], or
+    /// [`ServerOptions::in_the_clear`].
     pub fn listen_tcp(&self, address: &str) -> Result<String, ListenError> {
-        self.listen(|| listener::bind_tcp(address))
+        let options = &self.shared.options;
+        let tls = options.tls.as_ref().map(|tls| tls.mode);
+        self.listen(|| listener::bind_tcp(address, tls, options.in_the_clear))
     }
 
     fn listen(

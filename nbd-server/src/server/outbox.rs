@@ -22,17 +22,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg};
+use rustix::net::Shutdown;
+
+use super::transport::Transport;
 
 /// Requests of one connection that may wait for a flush.
 pub(crate) const MAX_IN_FLIGHT: usize = 1024;
-/// Slices handed to the kernel at once.
-const MAX_SLICES: usize = 64;
 
 /// A connected socket and the replies waiting for it.
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    socket: OwnedFd,
+    transport: Transport,
     wake: OwnedFd,
     state: Mutex<State>,
 }
@@ -66,7 +66,7 @@ impl Outbox {
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
-            socket,
+            transport: Transport::new(socket),
             wake,
             state: Mutex::default(),
         })
@@ -81,27 +81,28 @@ impl Outbox {
     /// Cuts the connection; its thread notices.
     pub(crate) fn disconnect(&self) {
         self.state.lock().broken = true;
-        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.transport.socket, Shutdown::Both);
         self.wake();
     }
 
     /// Receives what has arrived, without waiting; `Ok(None)` when nothing has,
     /// `Ok(Some(0))` at the end of the stream.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((count, _)) => return Ok(Some(count)),
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.transport.receive(buffer)
+    }
+
+    /// The bytes' way to the client and back.
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// Waits for bytes to receive or for a wake-up.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Wake> {
+        if self.transport.has_received() {
+            return Ok(Wake::Readable);
+        }
         let mut polled = [
-            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::new(&self.transport.socket, PollFlags::IN),
             PollFd::new(&self.wake, PollFlags::IN),
         ];
         if !poll_for(&mut polled, timeout)? {
@@ -158,29 +159,22 @@ impl Outbox {
     fn send_all(&self, mut parts: &mut [IoSlice<'_>], deadline: Instant) -> io::Result<()> {
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = match &*parts {
-                [one] => send(&self.socket, one, flags),
-                many => sendmsg(
-                    &self.socket,
-                    &many[..many.len().min(MAX_SLICES)],
-                    &mut SendAncillaryBuffer::default(),
-                    flags,
-                ),
-            };
-            match sent {
+            match self.transport.send(parts) {
                 Ok(count) => IoSlice::advance_slices(&mut parts, count),
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait_writable(deadline)?,
                 Err(error) => return Err(error.into()),
             }
         }
+        while !self.transport.flush()? {
+            self.wait_writable(deadline)?;
+        }
         Ok(())
     }
 
-    fn wait_writable(&self, deadline: Instant) -> io::Result<()> {
+    /// Waits until the socket takes bytes again.
+    pub(crate) fn wait_writable(&self, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
+        let mut polled = [PollFd::new(&self.transport.socket, PollFlags::OUT)];
         if poll_for(&mut polled, Some(left))? {
             return Ok(());
         }
@@ -212,7 +206,8 @@ impl Outbox {
             }
             state.pending.extend_from_slice(rest);
         }
-        let left_over = !state.sending && !state.pending.is_empty();
+        let unsent = !state.pending.is_empty() || self.transport.has_unsent();
+        let left_over = !state.sending && unsent;
         let wake = left_over || state.awaited || state.broken;
         drop(state);
         if wake {
@@ -221,19 +216,12 @@ impl Outbox {
     }
 
     fn try_send<'a>(&self, bytes: &'a [u8], state: &mut State) -> &'a [u8] {
-        loop {
-            match send(
-                &self.socket,
-                bytes,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(count) => return &bytes[count..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return bytes,
-                Err(_) => {
-                    state.broken = true;
-                    return &[];
-                }
+        match self.transport.send(&[IoSlice::new(bytes)]) {
+            Ok(count) => &bytes[count..],
+            Err(Errno::AGAIN) => bytes,
+            Err(_) => {
+                state.broken = true;
+                &[]
             }
         }
     }
@@ -249,7 +237,7 @@ impl Outbox {
                     return false;
                 }
                 state.awaited = state.in_flight > most;
-                if !state.awaited && state.pending.is_empty() {
+                if !state.awaited && state.pending.is_empty() && !self.transport.has_unsent() {
                     return true;
                 }
             }
@@ -272,7 +260,7 @@ impl Outbox {
 
     /// Whether there is anything for the connection thread to send.
     pub(crate) fn has_pending(&self) -> bool {
-        !self.state.lock().pending.is_empty()
+        !self.state.lock().pending.is_empty() || self.transport.has_unsent()
     }
 
     /// Marks the connection ended: later completions are dropped.
@@ -286,7 +274,8 @@ impl Outbox {
     /// until the client closes too. Closing with unread bytes would make TCP
     /// reset the connection and take sent replies away from the client.
     pub(crate) fn linger(&self, limit: Duration) {
-        if rustix::net::shutdown(&self.socket, Shutdown::Write).is_err() {
+        self.transport.close_notify();
+        if rustix::net::shutdown(&self.transport.socket, Shutdown::Write).is_err() {
             return;
         }
         let end = Instant::now() + limit;
@@ -297,7 +286,7 @@ impl Outbox {
                 Ok(Some(_)) => {}
                 Ok(None) => {
                     let left = end.saturating_duration_since(Instant::now());
-                    let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
+                    let mut polled = [PollFd::new(&self.transport.socket, PollFlags::IN)];
                     if left.is_zero() || poll_for(&mut polled, Some(left)).is_err() {
                         return;
                     }

@@ -40,8 +40,12 @@ impl Client {
     }
 
     fn with_flags(flags: u32) -> Self {
+        Self::with(flags, Encryption::Unavailable)
+    }
+
+    fn with(flags: u32, encryption: Encryption) -> Self {
         let mut output = Vec::new();
-        let negotiation = Negotiation::new(&mut output);
+        let negotiation = Negotiation::new(encryption, &mut output);
         assert_eq!(output, b"NBDMAGICIHAVEOPT\0\x03");
         output.clear();
         let mut client = Self {
@@ -136,7 +140,7 @@ const INVALID: u32 = option_reply::ERR_INVALID;
 #[test]
 fn unknown_client_flags_end_the_negotiation() {
     let mut output = Vec::new();
-    let mut negotiation = Negotiation::new(&mut output);
+    let mut negotiation = Negotiation::new(Encryption::Unavailable, &mut output);
     let progress = negotiation.feed(&7u32.to_be_bytes(), &Two, &mut output);
     assert_eq!(progress.step, Step::Closed(Closed::UnknownClientFlags(7)));
 }
@@ -515,10 +519,75 @@ fn a_wrong_option_magic_ends_the_negotiation() {
     assert_eq!(step, Step::Closed(Closed::BadMagic));
 }
 
+#[test]
+fn without_tls_there_is_no_such_option() {
+    let mut client = Client::greeted();
+    assert_eq!(client.ask(option::STARTTLS, &[]), [option_reply::ERR_UNSUP]);
+}
+
+#[test]
+fn where_tls_is_required_nothing_else_works_before_it() {
+    let mut client = Client::with(3, Encryption::Required);
+    for option in [
+        option::LIST,
+        option::GO,
+        option::INFO,
+        option::STRUCTURED_REPLY,
+        99,
+    ] {
+        assert_eq!(
+            client.ask(option, &[]),
+            [option_reply::ERR_TLS_REQD],
+            "{option}"
+        );
+    }
+    let (_, step) = client.feed(&message(option::STARTTLS, &[]));
+    assert_eq!(step, Step::StartTls);
+    let mut other = Client::with(3, Encryption::Required);
+    let (_, step) = other.feed(&message(option::EXPORT_NAME, b"a"));
+    assert_eq!(step, Step::Closed(Closed::ExportRefused));
+    let mut third = Client::with(3, Encryption::Required);
+    let (_, step) = third.feed(&message(option::ABORT, &[]));
+    assert_eq!(step, Step::Closed(Closed::Aborted));
+}
+
+#[test]
+fn tls_begins_once_and_forgets_what_was_agreed_before() {
+    let mut client = Client::with(3, Encryption::Offered);
+    assert_eq!(
+        client.ask(option::STRUCTURED_REPLY, &[]),
+        [option_reply::ACK]
+    );
+    assert_eq!(
+        client.ask(option::STARTTLS, b"x"),
+        [option_reply::ERR_INVALID]
+    );
+    let (_, step) = client.feed(&message(option::STARTTLS, &[]));
+    assert_eq!(step, Step::StartTls);
+    client.output.clear();
+    client.negotiation.tls_started();
+    assert_eq!(
+        client.ask(option::STARTTLS, &[]),
+        [option_reply::ERR_INVALID]
+    );
+    // Structured replies have to be asked for again.
+    assert_eq!(
+        client.ask(
+            option::SET_META_CONTEXT,
+            &contexts("a", &["base:allocation"])
+        ),
+        [option_reply::ERR_INVALID]
+    );
+    assert_eq!(
+        client.ask(option::STRUCTURED_REPLY, &[]),
+        [option_reply::ACK]
+    );
+}
+
 /// Feeds bytes in the given portions, as a socket would.
 fn run(bytes: &[u8], portions: &[usize]) -> (Vec<u8>, Option<Step>, usize) {
     let mut output = Vec::new();
-    let mut negotiation = Negotiation::new(&mut output);
+    let mut negotiation = Negotiation::new(Encryption::Unavailable, &mut output);
     let (mut used, mut there, mut portion) = (0, 0, 0);
     loop {
         let progress = negotiation.feed(&bytes[used..there], &Two, &mut output);

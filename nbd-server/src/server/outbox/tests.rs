@@ -2,6 +2,8 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::net::{SendFlags, send};
+
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -21,7 +23,7 @@ fn read(client: &mut UnixStream, length: usize) -> Vec<u8> {
 fn stuff(outbox: &Outbox) -> usize {
     let mut total = 0;
     loop {
-        match send(&outbox.socket, &[b'.'; 1000], SendFlags::DONTWAIT) {
+        match send(&outbox.transport.socket, &[b'.'; 1000], SendFlags::DONTWAIT) {
             Ok(count) => total += count,
             Err(Errno::AGAIN) => return total,
             Err(error) => panic!("{error}"),
