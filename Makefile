@@ -1,6 +1,8 @@
 # Every target does whatever set-up is missing first (scripts/setup.sh).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+PREFIX ?= /usr/local
+export PREFIX DESTDIR
 
 .PHONY: help
 help: ## Show this list
@@ -17,6 +19,14 @@ build: ## Build the tessera binary and print its path
 .PHONY: demo
 demo: ## See a pool deduplicate, be killed, lose a disk and give everything back
 	@scripts/demo.sh
+
+.PHONY: install
+install: ## Install binary, manual pages, completions and units (PREFIX=/usr/local, DESTDIR)
+	@scripts/install.sh
+
+.PHONY: uninstall
+uninstall: ## Remove what install has installed
+	@scripts/install.sh --remove
 
 .PHONY: test
 test: ## Run all tests

@@ -3,9 +3,13 @@
 use std::ffi::OsString;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use serde::{Deserialize, Serialize};
 use tessera_engine::pool::IoChoice;
 
-use crate::commands;
+use crate::{
+    commands,
+    output::{self, ColourArg},
+};
 
 /// Fault-tolerant, deduplicated virtual disks out of a handful of files or
 /// block devices.
@@ -48,24 +52,47 @@ pub(crate) struct Globals {
     /// Say more on stderr; twice for debugging
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
     pub(crate) verbose: u8,
+    /// Colours in what is printed
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Global options"
+    )]
+    pub(crate) color: ColourArg,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum IoArg {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum IoArg {
     /// io_uring, or fail
     Uring,
     /// pread and pwrite in threads
     Threads,
 }
 
+impl IoArg {
+    /// The device implementation asked for, if one was.
+    pub(crate) const fn choice(asked: Option<Self>) -> IoChoice {
+        match asked {
+            None => IoChoice::Auto,
+            Some(Self::Uring) => IoChoice::Uring,
+            Some(Self::Threads) => IoChoice::Threads,
+        }
+    }
+}
+
 impl Globals {
     /// The device implementation asked for.
     pub(crate) fn io(&self) -> IoChoice {
-        match self.io {
-            None => IoChoice::Auto,
-            Some(IoArg::Uring) => IoChoice::Uring,
-            Some(IoArg::Threads) => IoChoice::Threads,
-        }
+        IoArg::choice(self.io)
+    }
+
+    /// The same as it was asked for, if it was.
+    pub(crate) const fn io_asked(&self) -> Option<IoArg> {
+        self.io
     }
 }
 
@@ -79,6 +106,17 @@ pub(crate) enum Command {
     Volume(VolumeCommand),
     Serve(commands::serve::Serve),
     Mount(commands::mount::Mount),
+    /// Check and write configuration files of 'tessera serve'
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    Completions(commands::completions::Completions),
+    Man(commands::man::Man),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    Check(commands::config::Check),
+    Example(commands::config::Example),
 }
 
 #[derive(Debug, Subcommand)]
@@ -113,12 +151,22 @@ pub(crate) enum Stop {
 /// Reads the command line.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
     Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Show(error.to_string()),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Show(shown(&error)),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             Stop::Refuse("No command given; see 'tessera --help'".to_owned())
         }
         _ => Stop::Refuse(sentence(&error.to_string())),
     })
+}
+
+/// Help and the version are as colourful as everything on standard output.
+fn shown(error: &clap::Error) -> String {
+    let styled = error.render();
+    if output::on_stdout() {
+        styled.ansi().to_string()
+    } else {
+        styled.to_string()
+    }
 }
 
 /// Clap explains in paragraphs: the error itself, hints, usage. Ours is one
@@ -191,6 +239,15 @@ mod tests {
             ("tessera pool create d --level raid5", "MEMBER"),
             ("tessera pool import d", "MEMBER"),
             ("tessera volume rename d a", "NEW"),
+            ("tessera vollume list d", "'volume'"),
+            ("tessera volume lst d", "'list'"),
+            ("tessera pool status d --jsn", "'--json'"),
+            ("tessera serve d --config f.toml", "--config"),
+            ("tessera serve d --drain-timeout soon", "soon"),
+            ("tessera serve d --daemon --foreground", "--foreground"),
+            ("tessera serve d --log-file f", "--daemon"),
+            ("tessera config check", "FILE"),
+            ("tessera completions klingon", "klingon"),
         ] {
             let sentence = refusal(line);
             assert!(sentence.contains(names), "{line:?}: {sentence}");

@@ -21,6 +21,8 @@ use crate::output;
 pub(crate) const DETACHED: &str = "detached";
 /// The option that asks for it.
 pub(crate) const DAEMON: &str = "daemon";
+/// Either of them.
+pub(crate) const BACKGROUND: &str = "background";
 
 /// Runs this very command line in the background, and returns when it can be
 /// used. Its messages appear as if they were this process's.
@@ -39,6 +41,8 @@ pub(crate) fn start() -> anyhow::Result<()> {
     });
     let mut child = Command::new(program)
         .args(arguments)
+        // What it tells later goes to no terminal.
+        .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -78,7 +82,15 @@ pub(crate) fn leave_output() -> anyhow::Result<()> {
         .write(true)
         .open("/dev/null")
         .context("/dev/null cannot be opened")?;
-    rustix::stdio::dup2_stdout(&null).context("Standard output cannot be given up")?;
-    rustix::stdio::dup2_stderr(&null).context("Standard error cannot be given up")?;
+    leave_output_to(&null)
+}
+
+/// The same, and what is said from then on goes to `file`.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn leave_output_to(file: &File) -> anyhow::Result<()> {
+    rustix::stdio::dup2_stderr(file).context("Standard error cannot be given up")?;
+    rustix::stdio::dup2_stdout(file).context("Standard output cannot be given up")?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! 1 failed (one line on stderr), 2 a check finished and found problems.
 
 mod access;
+mod activation;
 mod args;
 mod commands;
 mod control;
@@ -15,6 +16,7 @@ mod notify;
 mod output;
 mod signals;
 mod size;
+mod suggest;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    output::choose_colours(cli.globals.color);
     logging::start(cli.globals.verbose);
     match commands::run(cli) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

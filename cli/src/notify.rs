@@ -8,6 +8,14 @@ use std::os::{
     },
 };
 
+/// Tells the manager that the configuration is being read again; `READY=1`
+/// follows. It compares the time with that of its own request.
+pub(crate) fn notify_reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
+}
+
 /// Sends `state`, such as `READY=1`, to the manager that `NOTIFY_SOCKET`
 /// names. Without one there is nobody to tell; a failure only delays the
 /// manager's opinion, so it is logged and no more.

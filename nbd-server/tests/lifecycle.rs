@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +81,74 @@ fn tcp_works_and_port_0_shows_the_real_port() {
         server.listen_tcp("127.0.0.1:0"),
         Err(ListenError::ShuttingDown)
     ));
+}
+
+#[test]
+fn sockets_handed_on_are_served_and_their_files_stay() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("s");
+    let unix = UnixListener::bind(&path).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let disk = Arc::new(MemoryDisk::new("disk", MIB));
+    let server = Server::new(MemoryCatalog::with(&[disk]), ServerOptions::default());
+    let kept = unix.try_clone().unwrap();
+    let uri = server.listen_socket(unix.into()).unwrap();
+    assert_eq!(uri, format!("nbd+unix:///?socket={}", path.display()));
+    let uri = server.listen_socket(tcp.into()).unwrap();
+    assert_eq!(uri, format!("nbd://{address}"));
+    assert_eq!(
+        Haggler::unix(&path)
+            .go(Style::Structured, "")
+            .write(0, 0, b"x"),
+        0
+    );
+    let stream = TcpStream::connect(address).unwrap();
+    assert_eq!(
+        Haggler::new(stream).go(Style::Structured, "").read(0, 1),
+        b"x"
+    );
+    assert_eq!(server.shutdown(LONG), Drained { cut: 0, stuck: 0 });
+    // Who keeps a copy of the socket still has clients wait in its queue.
+    assert!(path.exists());
+    UnixStream::connect(&path).unwrap();
+    drop(kept);
+}
+
+#[test]
+fn what_does_not_listen_or_listens_in_the_clear_is_not_taken_over() {
+    let server = Server::new(MemoryCatalog::with(&[]), ServerOptions::default());
+    let (stream, _other) = UnixStream::pair().unwrap();
+    for unusable in [
+        stream.into(),
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+    ] {
+        assert!(matches!(
+            server.listen_socket(unusable),
+            Err(ListenError::Unusable(_))
+        ));
+    }
+    let exposed = TcpListener::bind("0.0.0.0:0").unwrap();
+    assert!(matches!(
+        server.listen_socket(exposed.into()),
+        Err(ListenError::InTheClear(_))
+    ));
+}
+
+#[test]
+fn an_endpoint_that_is_closed_keeps_its_clients() {
+    let served = Served::new(MIB);
+    let mut client = served.connect(Style::Structured);
+    assert!(served.server.stop_listening(&served.uri));
+    assert!(!served.server.stop_listening(&served.uri));
+    assert!(!served.socket.exists());
+    assert_eq!(client.write(0, 0, b"still here"), 0);
+    assert_eq!(client.read(0, 10), b"still here");
+    assert_eq!(
+        served.server.listen_unix(&served.socket).unwrap(),
+        served.uri
+    );
+    assert_eq!(served.connect(Style::Structured).read(0, 5), b"still");
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The commands, one file each.
 
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod pool_check;
 pub(crate) mod pool_create;
@@ -14,7 +17,7 @@ pub(crate) mod volume_resize;
 pub(crate) mod volume_show;
 
 use crate::{
-    args::{Cli, Command, PoolCommand, VolumeCommand},
+    args::{Cli, Command, ConfigCommand, PoolCommand, VolumeCommand},
     output::Outcome,
 };
 
@@ -34,6 +37,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Volume(VolumeCommand::Delete(command)) => command.run(globals)?,
         Command::Serve(command) => command.run(globals)?,
         Command::Mount(command) => command.run(globals)?,
+        Command::Config(ConfigCommand::Check(command)) => command.run()?,
+        Command::Config(ConfigCommand::Example(command)) => command.run()?,
+        Command::Completions(command) => command.run()?,
+        Command::Man(command) => command.run()?,
     }
     Ok(Outcome::Done)
 }

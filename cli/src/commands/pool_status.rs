@@ -57,7 +57,7 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
     };
     line("Pool", dir.display().to_string());
     line("UUID", pool.uuid.clone());
-    line("State", format!("{state}{explained}"));
+    line("State", format!("{}{explained}", output::state(state)));
     line(
         "Layout",
         format!(
@@ -122,7 +122,8 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
         ("ERRORS", Align::Right),
         ("REPAIRED", Align::Right),
         ("PATH", Align::Left),
-    ]);
+    ])
+    .colour_states(1);
     for member in &pool.members {
         let state = match member.state {
             MemberState::Online => "online",

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     access::{self, Intent},
     args::Globals,
-    output, size,
+    output, size, suggest,
 };
 
 /// Delete a volume and everything on it
@@ -32,7 +32,7 @@ impl Delete {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         if self.dry_run {
             let volume = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
-                Ok(pool.volume(&self.name)?)
+                Ok(suggest::volume(pool, &self.name, pool.volume(&self.name))?)
             })?;
             return output::print(&format!(
                 "Would delete {}: {}, of which {} are mapped\n",
@@ -42,7 +42,11 @@ impl Delete {
             ));
         }
         access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            Ok(pool.delete_volume(&self.name)?)
+            Ok(suggest::volume(
+                pool,
+                &self.name,
+                pool.delete_volume(&self.name),
+            )?)
         })?;
         output::remark(&format!("Deleted {}", self.name));
         Ok(())

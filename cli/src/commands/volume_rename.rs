@@ -8,7 +8,7 @@ use super::volume_show;
 use crate::{
     access::{self, Intent},
     args::Globals,
-    output,
+    output, suggest,
 };
 
 /// Give a volume another name
@@ -32,7 +32,11 @@ pub(crate) struct Rename {
 impl Rename {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let volume = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            Ok(pool.rename_volume(&self.name, &self.new)?)
+            Ok(suggest::volume(
+                pool,
+                &self.name,
+                pool.rename_volume(&self.name, &self.new),
+            )?)
         })?;
         if self.json {
             output::print_json(&volume)

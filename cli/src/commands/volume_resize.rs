@@ -9,7 +9,7 @@ use crate::{
     access::{self, Intent, Resize as Change},
     args::Globals,
     failure::{Failure, Kind},
-    output, size,
+    output, size, suggest,
 };
 
 /// Grow a volume, or shrink it with --force
@@ -49,7 +49,11 @@ impl Resize {
             force: self.force,
         };
         let volume = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            Ok(pool.resize_volume(&self.name, change)?)
+            Ok(suggest::volume(
+                pool,
+                &self.name,
+                pool.resize_volume(&self.name, change),
+            )?)
         })?;
         if self.json {
             output::print_json(&volume)
@@ -60,7 +64,7 @@ impl Resize {
 
     fn explain(&self, globals: &Globals) -> anyhow::Result<()> {
         let volume = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
-            Ok(pool.volume(&self.name)?)
+            Ok(suggest::volume(pool, &self.name, pool.volume(&self.name))?)
         })?;
         let (name, old, new) = (
             &volume.name,

@@ -8,7 +8,7 @@ use tessera_engine::api::{Compression, DedupMode, VolumeInfo};
 use crate::{
     access::{self, Intent},
     args::Globals,
-    output, size,
+    output, size, suggest,
 };
 
 /// Show one volume
@@ -29,7 +29,7 @@ pub(crate) struct Show {
 impl Show {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let volume = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
-            Ok(pool.volume(&self.name)?)
+            Ok(suggest::volume(pool, &self.name, pool.volume(&self.name))?)
         })?;
         if self.json {
             output::print_json(&volume)

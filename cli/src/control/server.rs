@@ -12,17 +12,15 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags},
+    event::{PollFd, PollFlags, Timespec},
     fs::Mode,
+    io::Errno,
     net::{AddressFamily, SocketFlags, SocketType},
 };
 
@@ -42,6 +40,8 @@ const MAX_CONNECTIONS: usize = 16;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// How long shutting down waits for requests being carried out.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(15);
+/// A pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 64;
 
@@ -52,7 +52,7 @@ pub(crate) struct ControlServer {
     /// Closing it wakes the accepting thread.
     wake: Option<UnixStream>,
     acceptor: Option<JoinHandle<()>>,
-    active: Arc<AtomicUsize>,
+    places: Arc<Places>,
 }
 
 impl ControlServer {
@@ -69,19 +69,19 @@ impl ControlServer {
         remove_stale(dir, &path)?;
         let listener = listen(dir).map_err(failed)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
-        let active = Arc::new(AtomicUsize::new(0));
+        let places = Arc::new(Places::default());
         let acceptor = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn({
-                let active = Arc::clone(&active);
-                move || accept_loop(&listener, &woken, &pool, &active)
+                let places = Arc::clone(&places);
+                move || accept_loop(&listener, &woken, &pool, &places)
             })
             .map_err(failed)?;
         Ok(Self {
             path,
             wake: Some(wake),
             acceptor: Some(acceptor),
-            active,
+            places,
         })
     }
 
@@ -89,10 +89,7 @@ impl ControlServer {
     /// the socket.
     pub(crate) fn shutdown(mut self) {
         self.stop();
-        let deadline = Instant::now() + SHUTDOWN_PATIENCE;
-        while self.active.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.places.wait_until_free(SHUTDOWN_PATIENCE);
     }
 
     fn stop(&mut self) {
@@ -164,53 +161,96 @@ fn accept_loop(
     listener: &UnixListener,
     woken: &UnixStream,
     pool: &Arc<dyn Management>,
-    active: &Arc<AtomicUsize>,
+    places: &Arc<Places>,
 ) {
     loop {
         let mut events = [
             PollFd::new(listener, PollFlags::IN),
             PollFd::new(woken, PollFlags::IN),
         ];
-        match rustix::event::poll(&mut events, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "the control socket cannot be waited on");
-                return;
-            }
+        if let Err(error) = wait_for(&mut events, None) {
+            tracing::error!(%error, "the control socket cannot be waited on");
+            return;
         }
         if !events[1].revents().is_empty() {
             return;
         }
         match listener.accept() {
-            Ok((stream, _)) => dispatch(stream, pool, active),
+            Ok((stream, _)) => dispatch(stream, pool, places),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                // Out of descriptors, most likely: do not spin on it.
+                // Out of descriptors, most likely: do not spin on it, but do
+                // stop when told to.
                 tracing::warn!(%error, "a control connection was not accepted");
-                std::thread::sleep(Duration::from_millis(100));
+                let mut stop = [PollFd::new(woken, PollFlags::IN)];
+                if wait_for(&mut stop, Some(ACCEPT_PAUSE)).is_err() {
+                    return;
+                }
             }
         }
     }
 }
 
+/// Waits for one of the events, or the time to pass. An interruption counts as
+/// neither: the caller looks again.
+fn wait_for(events: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<()> {
+    let patience = patience.map(|patience| Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(patience.subsec_nanos()),
+    });
+    match rustix::event::poll(events, patience.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// How many connections are being answered.
+#[derive(Debug, Default)]
+struct Places {
+    taken: Mutex<usize>,
+    /// Notified when the last one is given up.
+    free: Condvar,
+}
+
+impl Places {
+    fn taken(&self) -> std::sync::MutexGuard<'_, usize> {
+        // A number is whole whatever happened to who held it.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until_free(&self, patience: Duration) {
+        let waited = self
+            .free
+            .wait_timeout_while(self.taken(), patience, |taken| *taken > 0);
+        drop(waited);
+    }
+}
+
 /// Counts a connection for as long as it lives.
-struct Place(Arc<AtomicUsize>);
+struct Place(Arc<Places>);
 
 impl Place {
-    fn take(active: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(Arc::clone(active));
-        let before = active.fetch_add(1, Ordering::AcqRel);
-        (before < MAX_CONNECTIONS).then_some(place)
+    fn take(places: &Arc<Places>) -> Option<Self> {
+        let mut taken = places.taken();
+        if *taken == MAX_CONNECTIONS {
+            return None;
+        }
+        *taken += 1;
+        Some(Self(Arc::clone(places)))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut taken = self.0.taken();
+        *taken -= 1;
+        if *taken == 0 {
+            self.0.free.notify_all();
+        }
     }
 }
 
-fn dispatch(stream: UnixStream, pool: &Arc<dyn Management>, active: &Arc<AtomicUsize>) {
+fn dispatch(stream: UnixStream, pool: &Arc<dyn Management>, places: &Arc<Places>) {
     // Only accept was meant not to block.
     if stream.set_nonblocking(false).is_err() {
         return;
@@ -219,7 +259,7 @@ fn dispatch(stream: UnixStream, pool: &Arc<dyn Management>, active: &Arc<AtomicU
         turn_away(stream, 403, &failure);
         return;
     }
-    let Some(place) = Place::take(active) else {
+    let Some(place) = Place::take(places) else {
         let busy = "The server is busy with other requests: try again";
         turn_away(stream, 503, &Failure::new(Kind::Busy, busy));
         return;

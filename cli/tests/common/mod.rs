@@ -276,7 +276,14 @@ impl Served {
             1
         };
         let mut command = command(["serve", &text(dir)]);
-        command.args(arguments).stdout(Stdio::piped());
+        command.args(arguments);
+        Self::start_command(command, endpoints)
+    }
+
+    /// Starts a command that serves and tells of so many endpoints.
+    #[track_caller]
+    pub(crate) fn start_command(mut command: Command, endpoints: usize) -> Self {
+        command.stdout(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let stdout = child.stdout.take().expect("stdout is piped");
         let uris: Vec<String> = BufReader::new(stdout)
@@ -308,7 +315,7 @@ impl Served {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("the server runs");
     }
@@ -324,6 +331,14 @@ impl Served {
         self.signal(signal);
         let status = self.child.wait().expect("the server can be waited for");
         assert!(status.success(), "the server ended with {status}");
+    }
+
+    /// What it says on stderr until it ends, where that is piped. Stop it first.
+    pub(crate) fn stderr(&mut self) -> String {
+        let mut said = String::new();
+        let stderr = self.child.stderr.as_mut().expect("stderr is piped");
+        stderr.read_to_string(&mut said).expect("it is UTF-8");
+        said
     }
 
     /// kill -9.

@@ -54,6 +54,9 @@ pub enum ListenError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// What was handed on is no listening stream socket.
+    #[error("The socket handed on by the service manager cannot be used: {0}")]
+    Unusable(&'static str),
     /// A thread or descriptor is missing.
     #[error("Cannot start a listener")]
     Resources(#[source] io::Error),

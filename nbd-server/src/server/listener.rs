@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, sockopt};
 
 use super::connection;
 use super::error::ListenError;
@@ -101,10 +101,7 @@ pub(crate) fn bind_unix(path: &Path) -> Result<Bound, ListenError> {
     Ok(Bound {
         socket: listener.into(),
         family: AddressFamily::UNIX,
-        uri: format!(
-            "nbd+unix:///?socket={}",
-            percent_encoded(path.as_os_str().as_bytes())
-        ),
+        uri: unix_uri(path.as_os_str().as_bytes()),
         socket_file: Some(SocketFile {
             path: path.into(),
             device: file.dev(),
@@ -130,11 +127,7 @@ pub(crate) fn bind_tcp(
             source,
         })?
         .collect();
-    let encrypted = tls == Some(TlsMode::Required);
-    let exposed = candidates.iter().any(|at| !at.ip().is_loopback());
-    if exposed && !encrypted && !in_the_clear {
-        return Err(ListenError::InTheClear(address.into()));
-    }
+    refuse_in_the_clear(address, &candidates, tls, in_the_clear)?;
     let tcp = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::AddressInUse(address.into()),
         _ => ListenError::Tcp {
@@ -152,9 +145,70 @@ pub(crate) fn bind_tcp(
         } else {
             AddressFamily::INET6
         },
-        uri: format!("{}://{local}", if encrypted { "nbds" } else { "nbd" }),
+        uri: tcp_uri(&local, tls),
         socket_file: None,
     })
+}
+
+/// Takes over a socket that somebody else has made listen; its file, if it has
+/// one, is theirs. What goes over a network is treated as in [`bind_tcp`].
+pub(crate) fn adopt(
+    socket: OwnedFd,
+    tls: Option<TlsMode>,
+    in_the_clear: bool,
+) -> Result<Bound, ListenError> {
+    let resources = |errno: Errno| ListenError::Resources(errno.into());
+    if !sockopt::socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM) {
+        return Err(ListenError::Unusable("it is no stream socket"));
+    }
+    if !sockopt::socket_acceptconn(&socket).map_err(resources)? {
+        return Err(ListenError::Unusable("it does not listen"));
+    }
+    let address = rustix::net::getsockname(&socket).map_err(resources)?;
+    let family = address.address_family();
+    let uri = if family == AddressFamily::UNIX {
+        SocketAddrUnix::try_from(address)
+            .ok()
+            .and_then(|address| address.path_bytes().map(unix_uri))
+            .ok_or(ListenError::Unusable("it has no path"))?
+    } else {
+        let address = SocketAddr::try_from(address)
+            .map_err(|_| ListenError::Unusable("it is neither a Unix socket nor one of TCP"))?;
+        refuse_in_the_clear(&address.to_string(), &[address], tls, in_the_clear)?;
+        tcp_uri(&address, tls)
+    };
+    Ok(Bound {
+        socket,
+        family,
+        uri,
+        socket_file: None,
+    })
+}
+
+/// Others could read along, and write.
+fn refuse_in_the_clear(
+    asked: &str,
+    addresses: &[SocketAddr],
+    tls: Option<TlsMode>,
+    in_the_clear: bool,
+) -> Result<(), ListenError> {
+    let exposed = addresses.iter().any(|at| !at.ip().is_loopback());
+    if exposed && tls != Some(TlsMode::Required) && !in_the_clear {
+        return Err(ListenError::InTheClear(asked.into()));
+    }
+    Ok(())
+}
+
+fn tcp_uri(address: &SocketAddr, tls: Option<TlsMode>) -> String {
+    let scheme = match tls {
+        Some(TlsMode::Required) => "nbds",
+        Some(TlsMode::Allowed) | None => "nbd",
+    };
+    format!("{scheme}://{address}")
+}
+
+fn unix_uri(path: &[u8]) -> String {
+    format!("nbd+unix:///?socket={}", percent_encoded(path))
 }
 
 fn percent_encoded(path: &[u8]) -> String {
@@ -172,6 +226,7 @@ fn percent_encoded(path: &[u8]) -> String {
 
 /// A thread that accepts clients.
 pub(crate) struct Listener {
+    uri: String,
     wake: Arc<OwnedFd>,
     thread: JoinHandle<()>,
     socket_file: Option<SocketFile>,
@@ -192,6 +247,7 @@ impl Listener {
         let thread = std::thread::Builder::new()
             .name("nbd-accept".into())
             .spawn({
+                let uri = uri.clone();
                 let shared = Arc::clone(shared);
                 let wake = Arc::clone(&wake);
                 move || {
@@ -202,10 +258,16 @@ impl Listener {
             })
             .map_err(ListenError::Resources)?;
         Ok(Self {
+            uri,
             wake,
             thread,
             socket_file,
         })
+    }
+
+    /// The default export's URI.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
     }
 
     /// Closes the socket and removes its file.

@@ -16,6 +16,7 @@ mod stats;
 mod tls;
 mod transport;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +120,28 @@ impl Server {
         let options = &self.shared.options;
         let tls = options.tls.as_ref().map(|tls| tls.mode);
         self.listen(|| listener::bind_tcp(address, tls, options.in_the_clear))
+    }
+
+    /// Takes over a socket that listens already, such as one a service manager
+    /// has handed on. A Unix socket's file is not ours and stays. Returns the
+    /// URI of the default export. What [`Server::listen_tcp`] says of other
+    /// machines holds here, too.
+    pub fn listen_socket(&self, socket: OwnedFd) -> Result<String, ListenError> {
+        let options = &self.shared.options;
+        let tls = options.tls.as_ref().map(|tls| tls.mode);
+        self.listen(|| listener::adopt(socket, tls, options.in_the_clear))
+    }
+
+    /// Stops accepting at the endpoint of this URI, as it was returned when
+    /// listening began. Clients that are connected stay. Tells whether there
+    /// was such an endpoint.
+    pub fn stop_listening(&self, uri: &str) -> bool {
+        let mut listeners = self.listeners.lock();
+        let Some(index) = listeners.iter().position(|one| one.uri() == uri) else {
+            return false;
+        };
+        listeners.swap_remove(index).stop();
+        true
     }
 
     fn listen(
