@@ -51,3 +51,7 @@ vm-test: ## Boot a virtual machine whose disk is an export
 .PHONY: soak
 soak: ## Run the simulations for long (SEEDS=500 seeds of each level, then every sequence of three)
 	scripts/soak.sh $(SEEDS)
+
+.PHONY: sabotage
+sabotage: ## Break each rule in turn and see that the tests notice
+	scripts/sabotage.sh

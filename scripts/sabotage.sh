@@ -17,7 +17,7 @@ scripts/setup.sh build
 
 # Seeds of each level in the random runs, and how long a program may take.
 export TESSERA_SEEDS=${TESSERA_SEEDS:-8}
-limit=${TESSERA_LIMIT:-240}
+limit=${TESSERA_LIMIT:-120}
 
 packages=(tessera-raid tessera-dedup tessera-engine)
 say "Building the tests with barriers"
@@ -27,9 +27,9 @@ mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)"
 (( ${#programs[@]} )) || die "the build made no test programs"
 
 # Rules of raid are noticed soonest by its own tests, the others by the engine's.
-order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid)
-order_engine=(rules@engine tessera_dedup tessera_engine faults@engine crash_points@engine
-    model@engine space@engine overwrite@engine)
+order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid syscalls@raid)
+order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine
+    faults@engine crash_points@engine model@engine space@engine overwrite@engine)
 program() {
     local wanted=$1 name path crate=
     [[ $wanted == *@* ]] && crate=${wanted#*@} && wanted=${wanted%@*}

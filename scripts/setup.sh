@@ -32,6 +32,7 @@ need_build() {
 }
 
 need_clients() {
+    need strace strace
     need fio fio
     need nbdkit nbdkit
     need nbdcopy libnbd-bin

@@ -6,7 +6,10 @@
 mod common;
 
 use common::*;
-use tessera_raid::{Kind, Level, MemberState, describe_member, device::sim::Fault};
+use tessera_raid::{
+    Kind, Level, MemberIndex, MemberState, describe_member,
+    device::{AlignedBuf, sim::Fault},
+};
 
 /// The sequence and standing of every member that answers, from the devices.
 fn sequences(pool: &Pool) -> Vec<u64> {
@@ -323,6 +326,66 @@ fn a_creation_cut_short_is_no_pool_and_can_be_forced_again() {
         array.close();
         assert_eq!(pool.open().unwrap().engine_record(), b"again", "{when}");
     });
+}
+
+#[test]
+fn a_creation_that_has_returned_survives_a_power_cut() {
+    for seed in 0..8 {
+        let pool = Pool::devices(Level::Raid5, 3, 25);
+        let create = |record: &[u8]| {
+            let forced = tessera_raid::CreateSpec {
+                force: true,
+                ..spec(pool.level, &pool.paths)
+            };
+            let witness = Box::new(pool.witness.clone());
+            tessera_raid::Array::create(pool.backend(), &forced, record, witness).unwrap()
+        };
+        // What an earlier pool left must not show through again either.
+        let earlier = create(b"earlier");
+        for _ in 0..5 {
+            earlier.commit(b"much later", false).unwrap();
+        }
+        let old = earlier.uuid();
+        earlier.close();
+        let new = create(b"new").uuid();
+        assert_ne!(old, new);
+        pool.world.power_cut(seed);
+        pool.world.power_on();
+        let array = pool.open().unwrap();
+        assert_eq!(array.uuid(), new);
+        assert_eq!(array.engine_record(), b"new", "seed {seed}");
+        assert_eq!(array.check_superblocks().1, [""; 0], "seed {seed}");
+        let ring = array.journal_read(MemberIndex(1), 0, AlignedBuf::zeroed(JOURNAL as usize));
+        assert!(ring.unwrap().iter().all(|byte| *byte == 0), "seed {seed}");
+    }
+}
+
+/// R1: a member that lacked the newest superblock has it durably before the
+/// next one is written anywhere.
+#[test]
+fn r1_what_a_member_lacked_is_durable_once_it_is_open() {
+    for seed in 0..8 {
+        let (pool, array) = Pool::create(Level::Raid5, 3, 26);
+        let image = pool.world.image(pool.path(1));
+        array.commit(b"newest", false).unwrap();
+        let sequence = array.sequence();
+        array.close();
+        pool.world.restore_image(pool.path(1), &image);
+        let array = pool.open().unwrap();
+        pool.world.power_cut(seed);
+        pool.world.power_on();
+        drop(array);
+        let array = pool.open().unwrap();
+        assert_eq!(array.sequence(), sequence, "nothing was written but copies");
+        let writes = pool.world.counters(pool.path(1)).durable_writes;
+        array.close();
+        // It lacks nothing any more.
+        let array = pool.open().unwrap();
+        assert_eq!(pool.world.counters(pool.path(1)).durable_writes, writes);
+        array.close();
+        let reread = pool.open().unwrap();
+        assert_eq!(reread.check_superblocks().1, [""; 0], "seed {seed}");
+    }
 }
 
 #[test]

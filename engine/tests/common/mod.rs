@@ -8,7 +8,9 @@
 pub mod batch;
 pub mod crash;
 pub mod driver;
+pub mod fuzzed;
 pub mod hazards;
+pub mod interpose;
 pub mod model;
 pub mod watch;
 pub mod world;

@@ -17,6 +17,7 @@ use tessera_raid::{
 
 use super::{
     Rng,
+    interpose::Interposed,
     watch::{Tracer, Watcher},
 };
 
@@ -81,6 +82,8 @@ pub struct World {
     pub slot_bytes: u64,
     /// Stands before the devices, if set.
     pub watcher: Option<Arc<Watcher>>,
+    /// Stands before the devices, if set and nobody watches.
+    pub interposed: Option<Arc<Interposed>>,
     options: EngineOptions,
 }
 
@@ -146,6 +149,7 @@ impl World {
             slots_offset,
             slot_bytes,
             watcher: None,
+            interposed: None,
             options,
         };
         let spec = CreateSpec {
@@ -169,6 +173,10 @@ impl World {
     fn backend(&self) -> Arc<dyn Backend> {
         match &self.watcher {
             Some(watcher) => Arc::clone(watcher) as Arc<dyn Backend>,
+            None if self.interposed.is_some() => {
+                let interposed = self.interposed.as_ref().expect("just seen");
+                Arc::clone(interposed) as Arc<dyn Backend>
+            }
             None if super::from_env("TESSERA_TRACE").is_some() => {
                 Arc::new(Tracer(self.sim.backend()))
             }

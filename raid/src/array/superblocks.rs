@@ -610,4 +610,70 @@ mod tests {
         assert_eq!(world.counters("disk0").durable_writes - before, 2);
         assert_eq!(array.engine_record(), b"second");
     }
+
+    /// Does something in the middle of the next durable write.
+    struct Interposed {
+        inner: Arc<dyn crate::device::Backend>,
+        act: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    }
+
+    impl crate::device::Backend for Interposed {
+        fn name(&self) -> &'static str {
+            self.inner.name()
+        }
+        fn open(
+            &self,
+            path: &std::path::Path,
+            mode: crate::device::OpenMode,
+        ) -> io::Result<crate::device::DeviceHandle> {
+            self.inner.open(path, mode)
+        }
+        fn create_file(&self, path: &std::path::Path, size_bytes: u64) -> io::Result<()> {
+            self.inner.create_file(path, size_bytes)
+        }
+        fn facts(&self, device: crate::device::DeviceHandle) -> crate::device::DeviceFacts {
+            self.inner.facts(device)
+        }
+        fn close(&self, device: crate::device::DeviceHandle) {
+            self.inner.close(device);
+        }
+        fn run(&self, batch: &mut [crate::device::Io], verdict: &dyn crate::device::Verdict) {
+            if let Some(act) = self.act.lock().take() {
+                act();
+            }
+            self.inner.run(batch, verdict);
+        }
+    }
+
+    #[test]
+    fn r6_what_is_desired_during_a_write_is_written_after_it() {
+        let (world, witness, array) = array();
+        drop(array);
+        let backend = Arc::new(Interposed {
+            inner: world.backend(),
+            act: parking_lot::Mutex::default(),
+        });
+        let members: Vec<PathBuf> = (0..3).map(|n| format!("disk{n}").into()).collect();
+        let array = Array::open(
+            Arc::clone(&backend) as Arc<dyn crate::device::Backend>,
+            &members,
+            Box::new(witness),
+            &crate::OpenOptions::default(),
+        );
+        let array = Arc::new(array.unwrap());
+        let other = Arc::downgrade(&array);
+        *backend.act.lock() = Some(Box::new(move || {
+            let array = other.upgrade().unwrap();
+            let state = array.superblocks.try_lock();
+            let mut state = state.expect("nothing is held while superblocks are written");
+            assert!(state.writing);
+            state.desired.engine_record = b"second".to_vec();
+            state.desired_version += 1;
+        }));
+        array.commit(b"first", false).unwrap();
+        assert!(backend.act.lock().is_none(), "it has happened");
+        assert_eq!(array.engine_record(), b"first");
+        array.flush_changes().unwrap();
+        assert_eq!(array.engine_record(), b"second");
+    }
 }

@@ -236,3 +236,71 @@ impl Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, time::Duration};
+
+    use super::*;
+    use crate::device::{AlignedBuf, BLOCK_BYTES, BufSlice, OpenMode};
+
+    /// Opcode and flags of an entry, as the kernel will read them.
+    fn opcode_and_flags(flight: &mut Flight) -> (u8, u32) {
+        let entry = flight.entry();
+        // SAFETY: an entry is the kernel's `io_uring_sqe`: 64 plain bytes, all
+        // of them initialized.
+        let bytes: [u8; 64] = unsafe { std::mem::transmute_copy(&entry) };
+        let flags = bytes[28..32].try_into().unwrap();
+        (bytes[0], u32::from_ne_bytes(flags))
+    }
+
+    #[test]
+    fn syncs_and_durable_writes_say_so_to_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let mode = OpenMode {
+            writable: true,
+            lock_patience: Duration::ZERO,
+        };
+        let file = Arc::new(OpenFile::open(&path, mode).unwrap());
+        let flight = |op| Flight::new(Arc::clone(&file), op, 0, 0);
+        let dsync = u32::try_from(libc::RWF_DSYNC).unwrap();
+        let datasync = 1;
+        assert_eq!(
+            opcode_and_flags(&mut flight(IoOp::Sync)),
+            (opcode::Fsync::CODE, datasync)
+        );
+        for (slices, code) in [(1, opcode::Write::CODE), (3, opcode::Writev::CODE)] {
+            for (durable, flags) in [(true, dsync), (false, 0)] {
+                let block = || BufSlice::from(AlignedBuf::zeroed(BLOCK_BYTES));
+                let data = (0..slices).map(|_| block()).collect();
+                let mut write = flight(IoOp::Write { data, durable });
+                assert_eq!(opcode_and_flags(&mut write), (code, flags));
+            }
+        }
+    }
+
+    #[test]
+    fn a_durable_write_without_dsync_is_followed_by_a_sync() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let mode = OpenMode {
+            writable: true,
+            lock_patience: Duration::ZERO,
+        };
+        let file = Arc::new(OpenFile::open(&path, mode).unwrap());
+        let data = vec![BufSlice::from(AlignedBuf::zeroed(BLOCK_BYTES))];
+        let op = IoOp::Write {
+            data,
+            durable: true,
+        };
+        let mut write = Flight::new(file, op, 0, 0);
+        assert!(matches!(write.complete(-libc::EOPNOTSUPP), Progress::Again));
+        assert_eq!(opcode_and_flags(&mut write), (opcode::Write::CODE, 0));
+        assert!(matches!(write.complete(4096), Progress::Again));
+        assert_eq!(opcode_and_flags(&mut write), (opcode::Fsync::CODE, 1));
+        assert!(matches!(write.complete(0), Progress::Done(Ok(()))));
+    }
+}
