@@ -41,6 +41,7 @@ fn array() -> Arc<Array> {
         members: paths.to_vec(),
         force: false,
         sizes: Sizes::default(),
+        stall_limit: Duration::ZERO,
     };
     let witness = MemoryWitness::with_seed(1);
     let backend = world.backend();

@@ -93,6 +93,7 @@ impl TestPool {
                 segment_data_bytes_target: SEGMENT,
                 journal_bytes: Some(64 << 10),
             },
+            stall_limit: Duration::ZERO,
         };
         let witness = MemoryWitness::with_seed(1);
         let backend = world.backend();
@@ -101,6 +102,7 @@ impl TestPool {
             .close();
         let options = OpenOptions {
             lock_patience: Duration::ZERO,
+            read_errors_per_hour: u32::MAX,
             ..OpenOptions::default()
         };
         let array = Array::open(backend, &paths, Box::new(witness), &options).unwrap();

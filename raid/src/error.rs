@@ -40,6 +40,12 @@ pub enum Kind {
     InvalidArgument,
     /// The witness file cannot be read or written.
     Witness,
+    /// A device does not answer in time.
+    Stalled,
+    /// What was a target is none any more: it failed or was detached.
+    TargetLost,
+    /// The member holds the range, but it is not in use.
+    NotInUse,
 }
 
 /// What went wrong, for people and for code.

@@ -7,8 +7,8 @@
 //! ```
 //! use std::sync::Arc;
 //! use tessera_raid::{
-//!     Array, CreateSpec, Level, MemoryWitness, Placement, SegmentRead, Sizes, SlotIndex,
-//!     StripeWrite,
+//!     Array, CreateSpec, Level, Limits, MemoryWitness, Placement, SegmentRead, Sizes,
+//!     SlotIndex, StripeWrite,
 //!     device::{AlignedBuf, sim::SimWorld},
 //! };
 //!
@@ -24,6 +24,7 @@
 //!     members,
 //!     force: false,
 //!     sizes: Sizes::default(),
+//!     stall_limit: Limits::default().stall,
 //! };
 //! let witness = Box::new(MemoryWitness::new());
 //! let array = Array::create(world.backend(), &spec, b"engine's own", witness)?;
@@ -59,8 +60,10 @@ mod units;
 pub mod witness;
 
 pub use array::{
-    Alternative, Array, ArrayState, ArrayStatus, CreateSpec, ENGINE_RECORD_BYTES, MemberState,
-    MemberStatus, OpenOptions, SegmentRead, Sizes, StripeWrite,
+    Alternative, Array, ArrayState, ArrayStatus, Attached, Clock, CopyCounts, CopyPart,
+    CopyReading, CreateSpec, ENGINE_RECORD_BYTES, Limits, ManualClock, MemberState, MemberStatus,
+    OpenOptions, SegmentRead, Sizes, Source, StripeCheck, StripeState, StripeWrite,
+    SuperblockScrub, SystemClock, Target, Unreadable,
 };
 pub use error::{Kind, RaidError};
 pub use layout::{Layout, Placement};

@@ -5,11 +5,12 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     Kind, Level, MemberIndex, RaidError,
-    device::{AlignedBuf, Backend, DeviceFacts, DeviceHandle, Io, IoOp, OpenMode, Patient},
+    device::{AlignedBuf, Backend, Deadline, DeviceFacts, DeviceHandle, Io, IoOp, OpenMode},
     superblock::{
         Absence, SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Superblock, copy_offsets, decode,
     },
@@ -206,46 +207,50 @@ pub(crate) fn read_copies(
     device: DeviceHandle,
     facts: &DeviceFacts,
     writable: bool,
+    patience: Duration,
 ) -> Copies {
-    let [a, b] = read_pair(backend, device, Some(0), facts, writable);
+    let read = |offset| read_at(backend, device, offset, SUPERBLOCK_BYTES, patience);
+    read_copies_by(&read, facts, writable)
+}
+
+/// The same, each copy read by `read` from its offset.
+pub(crate) fn read_copies_by(
+    read: &dyn Fn(u64) -> io::Result<AlignedBuf>,
+    facts: &DeviceFacts,
+    writable: bool,
+) -> Copies {
+    let pair = |start: Option<u64>| {
+        [0, SUPERBLOCK_BYTES].map(|offset| {
+            let offset = start.map(|start| start + offset);
+            match offset.filter(|offset| offset + SUPERBLOCK_BYTES <= facts.size_bytes) {
+                None => Copy::Bad(Absence::NoMagic),
+                Some(offset) => match read(offset) {
+                    Err(error) => Copy::Unreadable(error),
+                    Ok(bytes) => match decode(&bytes, writable) {
+                        Ok(superblock) => Copy::Whole(Box::new(superblock)),
+                        Err(absence) => Copy::Bad(absence),
+                    },
+                },
+            }
+        })
+    };
+    let [a, b] = pair(Some(0));
     let newest = [&a, &b]
         .into_iter()
         .filter_map(|copy| copy.superblock())
         .max_by_key(|copy| copy.record.sequence);
     let size = newest.map_or(facts.size_bytes, |superblock| superblock.own().size_bytes);
-    let end = size.checked_sub(SUPERBLOCK_AREA_BYTES);
-    let [c, d] = read_pair(backend, device, end, facts, writable);
+    let [c, d] = pair(size.checked_sub(SUPERBLOCK_AREA_BYTES));
     Copies([a, b, c, d])
 }
 
-fn read_pair(
-    backend: &dyn Backend,
-    device: DeviceHandle,
-    start: Option<u64>,
-    facts: &DeviceFacts,
-    writable: bool,
-) -> [Copy; 2] {
-    [0, SUPERBLOCK_BYTES].map(|offset| {
-        let offset = start.map(|start| start + offset);
-        match offset.filter(|offset| offset + SUPERBLOCK_BYTES <= facts.size_bytes) {
-            None => Copy::Bad(Absence::NoMagic),
-            Some(offset) => match read_at(backend, device, offset, SUPERBLOCK_BYTES) {
-                Err(error) => Copy::Unreadable(error),
-                Ok(bytes) => match decode(&bytes, writable) {
-                    Ok(superblock) => Copy::Whole(Box::new(superblock)),
-                    Err(absence) => Copy::Bad(absence),
-                },
-            },
-        }
-    })
-}
-
-/// Reads a range of a device.
+/// Reads a range of a device; `TimedOut` where it does not answer in time.
 pub(crate) fn read_at(
     backend: &dyn Backend,
     device: DeviceHandle,
     offset: u64,
     length: u64,
+    patience: Duration,
 ) -> io::Result<AlignedBuf> {
     let length = usize::try_from(length).map_err(io::Error::other)?;
     let op = IoOp::Read(AlignedBuf::zeroed(length));
@@ -255,7 +260,7 @@ pub(crate) fn read_at(
         op,
         outcome: None,
     }];
-    backend.run(&mut batch, &Patient);
+    backend.run(&mut batch, &Deadline::after(patience));
     let [Io { op, outcome, .. }] = batch;
     outcome.unwrap_or(Ok(()))?;
     match op {
@@ -285,6 +290,12 @@ pub(crate) fn identify<'a>(
             return Err(RaidError::new(Kind::NewerFormat, message));
         }
     }
+    // A pool must not be degraded because a member takes its time.
+    if copies.0.iter().any(
+        |copy| matches!(copy, Copy::Unreadable(error) if error.kind() == io::ErrorKind::TimedOut),
+    ) {
+        return Err(stalled(path));
+    }
     if let Some(newest) = copies.newest() {
         return Ok(Some(newest));
     }
@@ -313,6 +324,15 @@ pub(crate) fn identify<'a>(
     Err(RaidError::new(Kind::NotAMember, message))
 }
 
+/// A device that does not answer in time.
+pub(crate) fn stalled(path: &Path) -> RaidError {
+    let message = format!(
+        "{} does not answer; try again when it does, or leave it out",
+        path.display()
+    );
+    RaidError::new(Kind::Stalled, message)
+}
+
 /// What a member's superblock says about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberDescription {
@@ -322,7 +342,7 @@ pub struct MemberDescription {
     pub member: uuid::Uuid,
     /// Its position.
     pub index: MemberIndex,
-    /// How many members the pool has.
+    /// How many members the pool has, without spares and targets.
     pub member_count: usize,
     /// The pool's level.
     pub level: Level,
@@ -342,7 +362,14 @@ pub fn describe_member(
     let mut devices = Devices::new(Arc::clone(backend));
     let members = open_members(&mut devices, &[path.to_owned()], mode, true)?;
     let member = &members[0];
-    let copies = read_copies(backend.as_ref(), member.device, &member.facts, false);
+    let patience = crate::OpenOptions::default().answer_patience;
+    let copies = read_copies(
+        backend.as_ref(),
+        member.device,
+        &member.facts,
+        false,
+        patience,
+    );
     let Some(superblock) = identify(path, &copies)? else {
         return Err(RaidError::new(
             Kind::Io,
@@ -353,34 +380,44 @@ pub fn describe_member(
         pool: superblock.record.pool,
         member: superblock.own().uuid,
         index: superblock.member,
-        member_count: superblock.record.members.len(),
+        member_count: superblock.record.layout_members().len(),
         level: superblock.record.layout().level,
         sequence: superblock.record.sequence,
     })
 }
 
 /// Refuses a file or device that holds something already.
-pub(crate) fn refuse_used(backend: &dyn Backend, member: &OpenMember) -> Result<(), RaidError> {
+pub(crate) fn refuse_used(
+    backend: &dyn Backend,
+    member: &OpenMember,
+    patience: Duration,
+) -> Result<(), RaidError> {
     /// Past the superblocks of btrfs (64 KiB) and everything before it.
     const FRONT_BYTES: u64 = 72 << 10;
     let path = member.path.display();
     let size = member.facts.size_bytes;
-    let copies = read_copies(backend, member.device, &member.facts, false);
+    let copies = read_copies(backend, member.device, &member.facts, false, patience);
     if let Some(newest) = copies.newest() {
         let pool = newest.record.pool;
         let message =
             format!("{path} is a member of pool {pool} already; use --force to overwrite it");
         return Err(RaidError::new(Kind::AlreadyUsed, message));
     }
-    let unreadable = |error| {
+    let unreadable = |error: io::Error| {
+        if error.kind() == io::ErrorKind::TimedOut {
+            return stalled(&member.path);
+        }
         RaidError::io(
             format!("Cannot read {path} to see whether it is used"),
             error,
         )
     };
-    let front = read_at(backend, member.device, 0, size.min(FRONT_BYTES)).map_err(unreadable)?;
+    let front =
+        read_at(backend, member.device, 0, size.min(FRONT_BYTES), patience).map_err(unreadable)?;
     let end_length = size.min(SUPERBLOCK_AREA_BYTES);
-    let end = read_at(backend, member.device, size - end_length, end_length).map_err(unreadable)?;
+    let end_start = size - end_length;
+    let end = read_at(backend, member.device, end_start, end_length, patience);
+    let end = end.map_err(unreadable)?;
     let signature = signature(&front);
     if signature.is_none() && front.iter().chain(end.iter()).all(|byte| *byte == 0) {
         return Ok(());

@@ -10,7 +10,8 @@
 //! | less | stale: it has lost writes |
 //!
 //! Every membership change has a random id, and superblocks keep the last
-//! ones (R3). Whoever has X's last id in its history descends from X. The
+//! ones (R3). Who a device is says its identity, not the row in its own
+//! superblock: a target changes its row when it is promoted. Whoever has X's last id in its history descends from X. The
 //! witness holds the last id as well: members that do not descend from it are
 //! a half that was left behind.
 
@@ -18,6 +19,8 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+use uuid::Uuid;
 
 use crate::{
     Kind, MemberIndex, MemberSet, RaidError, WitnessRecord,
@@ -39,6 +42,10 @@ impl Found {
         self.superblock.record.sequence
     }
 
+    fn uuid(&self) -> Uuid {
+        self.superblock.own().uuid
+    }
+
     fn age(&self) -> (u64, u64) {
         (self.superblock.record.history.epoch, self.sequence())
     }
@@ -51,6 +58,12 @@ pub(crate) struct Choice {
     pub(crate) record: PoolRecord,
     /// The members to use.
     pub(crate) in_sync: MemberSet,
+    /// The targets that have lost no write.
+    pub(crate) targets: MemberSet,
+    /// The spares that are there.
+    pub(crate) spares: MemberSet,
+    /// The row of each member found; `None` for one that has none any more.
+    pub(crate) rows: Vec<Option<MemberIndex>>,
     /// Standings that the newest superblock does not know yet; to be recorded
     /// before the first write (R1).
     pub(crate) changes: Vec<(MemberIndex, Standing)>,
@@ -64,8 +77,10 @@ pub(crate) fn choose(
 ) -> Result<Choice, RaidError> {
     refuse_different_pools(found, witness)?;
     refuse_duplicates(found)?;
+    // A spare knows nothing that counts, and may have been away for long.
     let newest = found
         .iter()
+        .filter(|member| member.superblock.own().standing != Standing::Spare)
         .max_by_key(|member| member.age())
         .ok_or_else(|| RaidError::new(Kind::TooFewMembers, "No member of the pool was found"))?;
     let record = &newest.superblock.record;
@@ -73,41 +88,46 @@ pub(crate) fn choose(
     if let Some(witness) = witness {
         refuse_behind(found, record, witness)?;
     }
-    refuse_replaced(found, record)?;
-
-    let mut in_sync = MemberSet::EMPTY;
-    let mut changes = Vec::new();
+    let rows: Vec<Option<MemberIndex>> = found
+        .iter()
+        .map(|member| record.row_of(member.uuid()))
+        .collect();
+    let mut choice = Choice {
+        record: record.clone(),
+        in_sync: MemberSet::EMPTY,
+        targets: MemberSet::EMPTY,
+        spares: MemberSet::EMPTY,
+        rows,
+        changes: Vec::new(),
+    };
     for index in record.indices() {
         let row = &record.members[index.index()];
-        let member = found
-            .iter()
-            .find(|member| member.superblock.member == index);
-        match (row.standing, member) {
+        let member = found.iter().find(|member| member.uuid() == row.uuid);
+        let shrunken = member.is_some_and(|member| member.size_bytes < row.size_bytes);
+        // R1: at most one behind, it lacks a superblock but no write.
+        let current = member.is_some_and(|member| member.sequence() + 1 >= record.sequence);
+        match row.standing {
             // Named failed: only a rebuild brings it back (R2).
-            (Standing::Failed | Standing::Absent | Standing::Stale, Some(_))
-                if broken("R2.named_failed") =>
+            Standing::Failed | Standing::Absent | Standing::Stale
+                if member.is_some() && broken("R2.named_failed") =>
             {
-                in_sync.insert(index);
+                choice.in_sync.insert(index);
             }
-            (Standing::Failed | Standing::Absent | Standing::Stale, _) => {}
-            (Standing::InSync, None) => changes.push((index, Standing::Absent)),
-            (Standing::InSync, Some(member)) if member.size_bytes < row.size_bytes => {
-                changes.push((index, Standing::Failed));
+            Standing::Failed | Standing::Absent | Standing::Stale | Standing::Vacant => {}
+            Standing::Spare if member.is_some() && !shrunken => choice.spares.insert(index),
+            Standing::Spare => {}
+            Standing::Target(_) if (current || broken("R1.target")) && !shrunken => {
+                choice.targets.insert(index)
             }
-            // R1: at most one behind, it lacks a superblock but no write.
-            (Standing::InSync, Some(member))
-                if member.sequence() + 1 >= record.sequence || broken("R1.stale") =>
-            {
-                in_sync.insert(index);
+            Standing::Target(_) => choice.changes.push((index, Standing::Vacant)),
+            Standing::InSync if member.is_none() => {
+                choice.changes.push((index, Standing::Absent));
             }
-            (Standing::InSync, Some(_)) => changes.push((index, Standing::Stale)),
+            Standing::InSync if shrunken => choice.changes.push((index, Standing::Failed)),
+            Standing::InSync if current || broken("R1.stale") => choice.in_sync.insert(index),
+            Standing::InSync => choice.changes.push((index, Standing::Stale)),
         }
     }
-    let choice = Choice {
-        record: record.clone(),
-        in_sync,
-        changes,
-    };
     refuse_too_few(found, &choice, witness)?;
     if witness.is_none() && !force {
         refuse_unwitnessed_half(found, record)?;
@@ -157,7 +177,7 @@ fn refuse_different_pools(
 fn refuse_duplicates(found: &[Found]) -> Result<(), RaidError> {
     for (n, one) in found.iter().enumerate() {
         for other in &found[n + 1..] {
-            if one.superblock.member == other.superblock.member {
+            if one.uuid() == other.uuid() {
                 return Err(RaidError::new(
                     Kind::DuplicateMember,
                     format!(
@@ -178,16 +198,37 @@ fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
     let record = &newest.superblock.record;
     let connects = |member: &Found| {
         let theirs = &member.superblock.record;
+        // By its identity: a target that was promoted still has another row.
+        let standing = record
+            .row_of(member.uuid())
+            .map(|row| record.members[row.index()].standing);
+        // Nothing of what a spare knows counts.
+        if member.superblock.own().standing == Standing::Spare
+            && !standing.is_some_and(Standing::is_of_layouts)
+        {
+            return true;
+        }
         let newer = member.sequence() > record.sequence;
         // The same sequence with another history is another superblock, which
         // only a member already given up can have.
         let rival = member.sequence() == record.sequence
             && theirs.history.head() != record.history.head()
-            && record
-                .members
-                .get(member.superblock.member.index())
-                .is_some_and(|row| row.standing == Standing::InSync);
-        record.history.descends_from(theirs.history.head()) && !newer && !rival
+            && standing == Some(Standing::InSync);
+        // One that is of no use any more, and last had a superblock in common
+        // with somebody who never left, is old but has not gone on alone: that
+        // would have taken a superblock that names everybody else.
+        let in_common = || {
+            let others = theirs.standing(|standing| standing == Standing::InSync);
+            others
+                .without(member.superblock.member)
+                .iter()
+                .any(|other| {
+                    let row = record.row_of(theirs.members[other.index()].uuid);
+                    row.is_some_and(|row| record.members[row.index()].standing == Standing::InSync)
+                })
+        };
+        let old = standing != Some(Standing::InSync) && in_common();
+        (record.history.descends_from(theirs.history.head()) || old) && !newer && !rival
     };
     let (one, other): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|m| connects(m));
     if other.is_empty() || broken("R3.diverged") {
@@ -247,31 +288,13 @@ fn refuse_behind(
     ))
 }
 
-/// A member whose place was given to another.
-fn refuse_replaced(found: &[Found], record: &PoolRecord) -> Result<(), RaidError> {
-    for member in found {
-        let row = record.members.get(member.superblock.member.index());
-        if row.is_none_or(|row| row.uuid != member.superblock.own().uuid) {
-            return Err(RaidError::new(
-                Kind::NotAMember,
-                format!(
-                    "{} was member {} of the pool and has been replaced",
-                    member.path.display(),
-                    member.superblock.member
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn refuse_too_few(
     found: &[Found],
     choice: &Choice,
     witness: Option<&WitnessRecord>,
 ) -> Result<(), RaidError> {
     let record = &choice.record;
-    let all: MemberSet = record.indices().collect();
+    let all = record.layout_members();
     let lost = all.difference(choice.in_sync);
     if record.survives(lost) {
         return Ok(());
@@ -279,9 +302,9 @@ fn refuse_too_few(
     let reasons: Vec<_> = lost
         .iter()
         .map(|index| {
-            let place = place_of(index, found, witness);
+            let place = place_of(index, record, found, witness);
             let reason = match reason_of(index, record, &choice.changes) {
-                _ if found.iter().all(|member| member.superblock.member != index) => "not found",
+                _ if here(index, record, found).is_none() => "not found",
                 Standing::Stale => "behind the others",
                 Standing::Absent => "was missing before and must be rebuilt",
                 _ => "failed",
@@ -292,11 +315,17 @@ fn refuse_too_few(
     Err(RaidError::new(
         Kind::TooFewMembers,
         format!(
-            "Too few members: {} of {} is usable at level {}; without {}",
+            "Too few members: {} of {} {} usable at level {}; without {}{}",
             choice.in_sync.len(),
             all.len(),
+            if choice.in_sync.len() == 1 {
+                "is"
+            } else {
+                "are"
+            },
             record.layout().level,
-            reasons.join(", ")
+            reasons.join(", "),
+            replaced(found, choice)
         ),
     ))
 }
@@ -314,17 +343,39 @@ fn reason_of(
         })
 }
 
-fn place_of(index: MemberIndex, found: &[Found], witness: Option<&WitnessRecord>) -> String {
-    let here = found
+/// Names what was given and has no row any more, because it would otherwise
+/// be left out silently.
+fn replaced(found: &[Found], choice: &Choice) -> String {
+    let replaced: Vec<&Path> = found
         .iter()
-        .find(|member| member.superblock.member == index);
-    let path = here.map(|member| member.path.as_path()).or_else(|| {
-        let known = witness?
-            .members
-            .iter()
-            .find(|member| member.index == index)?;
-        Some(known.path.as_path())
-    });
+        .zip(&choice.rows)
+        .filter(|(_, row)| row.is_none())
+        .map(|(member, _)| member.path.as_path())
+        .collect();
+    match replaced.is_empty() {
+        true => String::new(),
+        false => format!("; replaced before, and of no use: {}", list(&replaced)),
+    }
+}
+
+fn here<'a>(index: MemberIndex, record: &PoolRecord, found: &'a [Found]) -> Option<&'a Found> {
+    let uuid = record.members[index.index()].uuid;
+    found.iter().find(|member| member.uuid() == uuid)
+}
+
+fn place_of(
+    index: MemberIndex,
+    record: &PoolRecord,
+    found: &[Found],
+    witness: Option<&WitnessRecord>,
+) -> String {
+    let uuid = record.members[index.index()].uuid;
+    let path = here(index, record, found)
+        .map(|member| member.path.as_path())
+        .or_else(|| {
+            let known = witness?.members.iter().find(|member| member.uuid == uuid)?;
+            Some(known.path.as_path())
+        });
     match path {
         Some(path) => format!("member {index}, {}", path.display()),
         None => format!("member {index}"),
@@ -336,12 +387,12 @@ fn place_of(index: MemberIndex, found: &[Found], witness: Option<&WitnessRecord>
 fn refuse_unwitnessed_half(found: &[Found], record: &PoolRecord) -> Result<(), RaidError> {
     let here: MemberSet = found
         .iter()
-        .map(|member| member.superblock.member)
+        .filter_map(|member| record.row_of(member.uuid()))
         .collect();
     if !record.survives(here) || broken("R3.force") {
         return Ok(());
     }
-    let all: MemberSet = record.indices().collect();
+    let all = record.layout_members();
     let missing: Vec<_> = all.difference(here).iter().map(|m| m.to_string()).collect();
     Err(RaidError::new(
         Kind::NeedsForce,

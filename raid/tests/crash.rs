@@ -21,41 +21,6 @@ fn sequences(pool: &Pool) -> Vec<u64> {
         .collect()
 }
 
-/// Runs `act` from the present state with the power cut at its first
-/// operation, its second, and so on; `check` sees each outcome with the power
-/// on again. Returns after `act` ran to its end uncut.
-fn cut_everywhere<T>(
-    pool: &mut Pool,
-    act: impl Fn(&Pool) -> T,
-    mut check: impl FnMut(&Pool, T, String),
-) {
-    let before = pool.snapshot();
-    for variant in 0..3 {
-        for operation in 1.. {
-            pool.restore(&before);
-            pool.world.reseed(1000 * operation + variant);
-            pool.world.cut_after(operation);
-            let result = act(pool);
-            let was_cut = !pool.world.has_power();
-            pool.world.cut_after(0);
-            if was_cut {
-                pool.world.power_on();
-            } else {
-                pool.world.kill_process();
-            }
-            check(
-                pool,
-                result,
-                format!("operation {operation}, variant {variant}"),
-            );
-            if !was_cut {
-                assert!(operation > 1, "something must have been cut");
-                break;
-            }
-        }
-    }
-}
-
 #[test]
 fn r1_a_commit_is_atomic_wherever_the_power_fails() {
     for (level, width) in SHAPES {

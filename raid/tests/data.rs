@@ -132,8 +132,12 @@ fn a_read_error_is_reconstructed_and_counted_and_fails_nobody() {
         }
         let status = array.status();
         assert_eq!(status.state, ArrayState::Online);
-        assert!(status.members[0].errors > 0);
-        assert!(status.members[1..].iter().all(|member| member.errors == 0));
+        assert!(status.members[0].errors() > 0);
+        assert!(
+            status.members[1..]
+                .iter()
+                .all(|member| member.errors() == 0)
+        );
     }
 }
 
@@ -452,10 +456,10 @@ fn an_unreadable_block_is_readable_after_its_repair() {
                 .rewrite_verified(&at(0), offset + 8, &right[block + 8..block + 100])
                 .unwrap();
         }
-        let errors = array.status().members[0].errors;
+        let errors = array.status().members[0].errors();
         model.check(&array, &format!("{level}"));
         assert_eq!(
-            array.status().members[0].errors,
+            array.status().members[0].errors(),
             errors,
             "{level}: no more errors"
         );

@@ -13,7 +13,7 @@ use std::{
 
 use common::*;
 use tessera_raid::{
-    Array, CreateSpec, Kind, Level, OpenOptions, PoolFile, Sizes, Witness,
+    Array, CreateSpec, Kind, Level, Limits, OpenOptions, PoolFile, Sizes, Witness,
     device::{AlignedBuf, Backend, ThreadBackend, UringBackend, sim::Fault},
 };
 
@@ -52,6 +52,7 @@ fn spec_of(level: Level, members: &[PathBuf]) -> CreateSpec {
         members: members.to_vec(),
         force: false,
         sizes,
+        stall_limit: Limits::default().stall,
     }
 }
 

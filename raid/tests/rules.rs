@@ -137,7 +137,7 @@ fn r1_a_read_only_open_writes_nothing_at_all() {
     model.check(&array, "read-only, losing a member");
     assert_eq!(array.status().state, ArrayState::Degraded);
     for member in &array.status().members[..2] {
-        assert_eq!(member.errors, 0, "nobody tried to write");
+        assert_eq!(member.errors(), 0, "nobody tried to write");
     }
     assert_eq!(not_online(&array), [2]);
     assert_eq!((pool.writes(), pool.witness.record()), (before, witness));

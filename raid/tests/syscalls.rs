@@ -8,7 +8,7 @@ mod common;
 use std::{path::Path, process::Command, sync::Arc};
 
 use tessera_raid::{
-    Array, CreateSpec, Level, PoolFile, Sizes,
+    Array, CreateSpec, Level, Limits, PoolFile, Sizes,
     device::{Backend, ThreadBackend},
 };
 
@@ -35,6 +35,7 @@ fn a_pool_is_made_where_the_environment_says() {
             segment_data_bytes_target: 1 << 20,
             journal_bytes: Some(1 << 20),
         },
+        stall_limit: Limits::default().stall,
     };
     let witness = Box::new(PoolFile::new(directory));
     let array = Array::create(backend, &spec, b"", witness).unwrap();

@@ -283,17 +283,23 @@ impl Engine {
                 above as f64 / below as f64
             }
         };
-        let members = array.members.iter().map(|member| MemberStatus {
-            index: u32::from(member.index.0),
-            path: member.path.display().to_string(),
-            state: match member.state {
-                RaidMemberState::Online => MemberState::Online,
-                RaidMemberState::Failed => MemberState::Failed,
-                RaidMemberState::Missing => MemberState::Missing,
-            },
-            uuid: member.uuid.to_string(),
-            errors: member.errors,
-            repaired: member.repaired,
+        let members = array.members.iter().filter_map(|member| {
+            Some(MemberStatus {
+                index: u32::from(member.index.0),
+                path: member.path.display().to_string(),
+                state: match member.state {
+                    RaidMemberState::Online => MemberState::Online,
+                    RaidMemberState::Failed => MemberState::Failed,
+                    RaidMemberState::Missing => MemberState::Missing,
+                    // Not members yet.
+                    RaidMemberState::Spare
+                    | RaidMemberState::Rebuilding { .. }
+                    | RaidMemberState::Replacing { .. } => return None,
+                },
+                uuid: member.uuid.to_string(),
+                errors: member.errors(),
+                repaired: member.repaired,
+            })
         });
         PoolStatus {
             uuid: self.array.uuid().to_string(),

@@ -34,7 +34,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tessera_raid::{
-    Array, CreateSpec, Level, OpenOptions, PoolFile, Sizes, Witness,
+    Array, CreateSpec, Level, Limits, OpenOptions, PoolFile, Sizes, Witness,
     device::{Backend, ThreadBackend, UringBackend, default_backend},
 };
 
@@ -145,6 +145,7 @@ impl Pool {
             members,
             force: spec.force,
             sizes,
+            stall_limit: Limits::default().stall,
         };
         let options = EngineOptions::new(MIN_MEMORY_BYTES);
         let record = open::new_record(&options.epochs).encode();

@@ -161,6 +161,7 @@ impl World {
                 segment_data_bytes_target: segment_bytes,
                 journal_bytes: Some(scale.journal_bytes),
             },
+            stall_limit: Duration::ZERO,
         };
         let record = Simulated::new_record(&world.options);
         let witness = Box::new(world.witness.clone());
@@ -190,6 +191,8 @@ impl World {
             force: false,
             lock_patience: Duration::ZERO,
             stall_limit: Duration::ZERO,
+            read_errors_per_hour: u32::MAX,
+            ..OpenOptions::default()
         };
         let witness = Box::new(self.witness.clone());
         Array::open(self.backend(), &self.paths, witness, &options)

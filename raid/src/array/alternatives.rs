@@ -5,7 +5,7 @@
 //! readings (usually one), and the caller is offered their combinations. So
 //! two copies that have each rotted in another block still give the whole.
 
-use super::{Alternative, Array, stripe::solve};
+use super::{Alternative, Array, roster::Roster, stripe::solve};
 use crate::{
     Column, ColumnSet, MemberIndex, MemberSet, Placement, RaidError,
     device::{AlignedBuf, BLOCK_BYTES, Io, IoOp},
@@ -48,8 +48,9 @@ impl Array {
                 readings: Vec::new(),
             })
             .collect();
-        let in_use = self.in_use();
-        self.read_columns(layout, placement, in_use, &mut blocks);
+        let roster = self.roster();
+        let in_use = roster.in_use();
+        self.read_columns(&roster, layout, placement, in_use, &mut blocks);
         for block in &mut blocks {
             block.readings = readings_of(layout, block);
             if block.readings.is_empty() {
@@ -66,6 +67,7 @@ impl Array {
     /// Reads every column in use of every block, as one batch.
     fn read_columns(
         &self,
+        roster: &Roster,
         layout: &Layout,
         placement: &Placement,
         in_use: MemberSet,
@@ -78,15 +80,16 @@ impl Array {
                 let offset = self.unit_offset(layout, placement, column, block.piece.stripe)
                     + u64::from(block.piece.offset_in_unit);
                 let buffer = self.scratch(BLOCK_BYTES);
-                batch.push(self.io(layout.member(column), offset, IoOp::Read(buffer)));
+                batch.push(roster.io(layout.member(column), offset, IoOp::Read(buffer)));
             }
         }
         let members: Vec<MemberIndex> = blocks
             .iter()
             .flat_map(|_| columns.iter().map(|column| layout.member(column)))
             .collect();
-        self.run(&mut batch, members.iter().copied());
+        self.run(roster, &mut batch);
         self.note_failures_of_reads(
+            roster,
             batch
                 .iter()
                 .map(|io| &io.outcome)

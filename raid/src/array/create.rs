@@ -11,21 +11,24 @@
 //! A create that fails leaves members that do not make up a pool, and removes
 //! nothing.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use super::{Array, CreateSpec, Member, OpenOptions, Parts, superblocks::check_engine_record};
+use super::{
+    Array, CreateSpec, Limits, Parts, SystemClock,
+    limits::Counters,
+    prepare::{lay_out, run_all},
+    roster::{OpenDevice, Row},
+    superblocks::check_engine_record,
+};
 use crate::{
     Kind, LayoutId, MemberIndex, MemberSet, RaidError, Sizes,
-    device::{AlignedBuf, BLOCK_BYTES, Backend, BufSlice, Io, IoOp, OpenMode, Patient},
+    device::{AlignedBuf, BLOCK_BYTES, Backend, BufSlice, Io, IoOp, OpenMode},
     layout::{Layout, SegmentGeometry},
     member::{Devices, OpenMember, open_members, places, refuse_used},
     sabotage::broken,
     superblock::{
         Geometry, HASH_BLAKE3, History, MemberRecord, PoolRecord, SEGMENT_DATA_BYTES_END,
-        SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, Standing, encode,
+        SUPERBLOCK_BYTES, Standing, encode,
     },
     witness::Witness,
 };
@@ -43,7 +46,8 @@ impl Array {
     /// # Errors
     /// `InvalidArgument` for a level, width or size that cannot be,
     /// `DuplicateMember`, `Locked`, `AlreadyUsed` (unless forced): nothing
-    /// has been written then. `Io` and `Witness` from writing.
+    /// has been written then. `Stalled` where a member does not answer; `Io`
+    /// and `Witness` from writing.
     pub fn create(
         backend: Arc<dyn Backend>,
         spec: &CreateSpec,
@@ -69,7 +73,7 @@ impl Array {
         let opened = open_members(&mut devices, &spec.members, mode, true)?;
         if !spec.force {
             for member in &opened {
-                refuse_used(backend.as_ref(), member)?;
+                refuse_used(backend.as_ref(), member, spec.stall_limit)?;
             }
         }
         let geometry = geometry_of(spec, &segment, &opened)?;
@@ -89,28 +93,41 @@ impl Array {
                 .collect(),
             engine_record: engine_record.to_vec(),
         };
-        lay_out(backend.as_ref(), &opened, &record)?;
-        write_first(backend.as_ref(), &opened, &record)?;
-        let members = opened
+        let patience = spec.stall_limit;
+        lay_out(backend.as_ref(), &opened, &record.geometry, true, patience)?;
+        write_first(backend.as_ref(), &opened, &record, patience)?;
+        let rows = opened
             .into_iter()
             .zip(&record.members)
-            .map(|(member, row)| Member {
-                uuid: row.uuid,
-                path: member.path,
-                device: Some(member.device),
-                present: true,
-                errors: AtomicU64::new(0),
-                repaired: AtomicU64::new(0),
+            .map(|(member, row)| {
+                let counters = Arc::new(Counters::default());
+                let backend = Arc::clone(&backend);
+                Row {
+                    uuid: row.uuid,
+                    path: member.path,
+                    size_bytes: row.size_bytes,
+                    device: Some(OpenDevice::new(
+                        backend,
+                        member.device,
+                        row.uuid,
+                        Arc::clone(&counters),
+                    )),
+                    present: true,
+                    counters,
+                }
             });
-        let members: Vec<_> = members.collect();
+        let rows = rows.collect();
         let array = Array::assemble(Parts {
             backend,
             witness,
             read_only: false,
-            stall_limit: OpenOptions::default().stall_limit,
-            in_use: MemberSet::first(members.len()),
+            limits: Limits {
+                stall: spec.stall_limit,
+                ..Limits::default()
+            },
+            clock: Arc::new(SystemClock::default()),
             record,
-            members,
+            rows,
         });
         devices.keep();
         array.finish_creation()
@@ -195,56 +212,11 @@ fn record_of(member: &OpenMember, geometry: &Geometry, witness: &dyn Witness) ->
     }
 }
 
-fn lay_out(
-    backend: &dyn Backend,
-    opened: &[OpenMember],
-    record: &PoolRecord,
-) -> Result<(), RaidError> {
-    let geometry = &record.geometry;
-    let front = Geometry::JOURNAL_OFFSET + geometry.journal_bytes;
-    let area = |member: &OpenMember, offset, op| Io {
-        device: member.device,
-        offset,
-        op,
-        outcome: None,
-    };
-    // Nothing depends on it: a device need not be able to.
-    let mut discards: Vec<Io> = opened
-        .iter()
-        .map(|member| {
-            let slots = u64::from(geometry.slot_count(member.facts.size_bytes));
-            let length = slots * geometry.slot_bytes;
-            area(member, geometry.slots_offset, IoOp::Discard { length })
-        })
-        .collect();
-    backend.run(&mut discards, &Patient);
-    let mut areas: Vec<Io> = Vec::new();
-    for member in opened {
-        let end = member.facts.size_bytes - SUPERBLOCK_AREA_BYTES;
-        areas.push(area(member, 0, IoOp::Preallocate { length: front }));
-        areas.push(area(
-            member,
-            end,
-            IoOp::Preallocate {
-                length: SUPERBLOCK_AREA_BYTES,
-            },
-        ));
-    }
-    run_all(backend, &mut areas, opened, 2)?;
-    if broken("sync.laid_out") {
-        return Ok(());
-    }
-    let mut syncs: Vec<Io> = opened
-        .iter()
-        .map(|member| area(member, 0, IoOp::Sync))
-        .collect();
-    run_all(backend, &mut syncs, opened, 1)
-}
-
 fn write_first(
     backend: &dyn Backend,
     opened: &[OpenMember],
     record: &PoolRecord,
+    patience: Duration,
 ) -> Result<(), RaidError> {
     for place in 0..2 {
         let indices = (0..).map(MemberIndex);
@@ -268,30 +240,7 @@ fn write_first(
                 }
             })
             .collect();
-        run_all(backend, &mut batch, opened, 1)?;
-    }
-    Ok(())
-}
-
-/// Runs a batch with `each` operations a member; the first failure counts.
-fn run_all(
-    backend: &dyn Backend,
-    batch: &mut [Io],
-    opened: &[OpenMember],
-    each: usize,
-) -> Result<(), RaidError> {
-    backend.run(batch, &Patient);
-    for (n, io) in batch.iter_mut().enumerate() {
-        if let Some(Err(error)) = io.outcome.take() {
-            let path = opened[n / each].path.display();
-            return Err(match error.kind() {
-                std::io::ErrorKind::StorageFull => RaidError::new(
-                    Kind::NoSpace,
-                    format!("There is no space for the journal and superblocks of {path}"),
-                ),
-                _ => RaidError::io(format!("Cannot write {path}"), error),
-            });
-        }
+        run_all(backend, &mut batch, opened, 1, patience)?;
     }
     Ok(())
 }

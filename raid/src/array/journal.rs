@@ -1,6 +1,6 @@
 //! The journal ring: the same on every member, copies as R16 says.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::Array;
 use crate::{
@@ -28,22 +28,28 @@ impl Array {
     pub fn journal_write(&self, position: u64, data: &Arc<AlignedBuf>) -> Result<(), RaidError> {
         self.may_write()?;
         let offset = self.journal_offset(position, data.len())?;
+        let roster = self.roster();
         let mut holders = MemberSet::EMPTY;
         loop {
-            let used = self.in_use();
-            let wanted = self.current_layout().journal_members(used);
+            let used = roster.written();
+            let wanted = self.current_layout().journal_members(roster.in_use());
+            // A target gets a copy that does not count, so that it has the
+            // whole journal when it becomes a member at a checkpoint (R16).
+            let filled = roster.live_targets().map(|(target, _)| target);
+            let filled = filled.filter(|_| !broken("R16.target_journal"));
             let targets: Vec<_> = wanted
                 .into_iter()
-                .filter(|member| !holders.contains(*member))
+                .chain(filled)
+                .filter(|member| used.contains(*member) && !holders.contains(*member))
                 .collect();
             if targets.is_empty() {
-                return self.barrier(used);
+                return self.barrier(&roster, used);
             }
             let mut batch: Vec<_> = targets
                 .iter()
                 .map(|member| {
                     let data = vec![BufSlice::whole(Arc::clone(data))];
-                    self.io(
+                    roster.io(
                         *member,
                         offset,
                         IoOp::Write {
@@ -53,12 +59,12 @@ impl Array {
                     )
                 })
                 .collect();
-            self.run(&mut batch, targets.iter().copied());
+            self.run(&roster, &mut batch);
             let outcomes = batch
                 .iter()
                 .map(|io| &io.outcome)
                 .zip(targets.iter().copied());
-            let full = self.settle_writes("a journal write failed", outcomes)?;
+            let full = self.settle_writes(&roster, "a journal write failed", outcomes)?;
             if let Some(full) = full {
                 return Err(full);
             }
@@ -68,7 +74,7 @@ impl Array {
                 .filter(|(io, _)| is_ok(&io.outcome));
             holders = holders.union(written.map(|(_, member)| *member).collect());
             if broken("R16.replace") {
-                return self.barrier(used);
+                return self.barrier(&roster, used);
             }
         }
     }
@@ -76,7 +82,7 @@ impl Array {
     /// The in-sync members, whose rings recovery reads: copies move when
     /// members fail, so any of them may hold a batch.
     pub fn journal_members(&self) -> Vec<MemberIndex> {
-        self.in_use().iter().collect()
+        self.roster().in_use().iter().collect()
     }
 
     /// Reads a member's ring. A failure is counted and returned; the member
@@ -88,20 +94,22 @@ impl Array {
         buffer: AlignedBuf,
     ) -> Result<AlignedBuf, RaidError> {
         let offset = self.journal_offset(position, buffer.len())?;
-        if !self.in_use().contains(member) {
+        let roster = self.roster();
+        if !roster.in_use().contains(member) {
             return Err(RaidError::new(
                 Kind::InvalidArgument,
                 format!("Member {member} is not in use"),
             ));
         }
-        let mut batch = [self.io(member, offset, IoOp::Read(buffer))];
-        self.run(&mut batch, std::iter::once(member));
+        let mut batch = [roster.io(member, offset, IoOp::Read(buffer))];
+        self.run(&roster, &mut batch);
         let [io] = batch;
         match (io.outcome, io.op) {
             (Some(Ok(())), IoOp::Read(buffer)) => Ok(buffer),
             (Some(Err(error)), _) => {
-                self.count_error(member);
-                let path = self.member(member).path.display();
+                let row = &roster.rows[member.index()];
+                row.counters.read_errors.fetch_add(1, Ordering::Relaxed);
+                let path = row.path.display();
                 Err(RaidError::io(
                     format!("Cannot read the journal on {path}"),
                     error,

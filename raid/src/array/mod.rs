@@ -3,7 +3,7 @@
 //! ```text
 //!   write_stripes  journal_write  sync        read   read_alternatives
 //!         \             |          |            \         /
-//!          in_use ------+----------+-------------+-------+     who takes part
+//!          roster ------+----------+-------------+-------+     who takes part
 //!             |  a failure
 //!             v
 //!          degrade -> superblocks -> witness -> recorded       R2, R3, R6
@@ -17,47 +17,61 @@
 //! - No more failures are recorded than the layouts survive; beyond that
 //!   writes stop and the superblocks are left alone (R4).
 //! - Nothing is written while the superblocks say clean (R1).
-//! - No lock is held during device I/O but the one that serializes repairs,
-//!   which nothing else takes (R6).
+//! - No lock is held during device I/O but the one that serializes repairs and
+//!   the one that serializes membership orders, which nothing else takes (R6).
+//! - Every whole stripe begun after an attach has returned goes to the target
+//!   too; a target never counts for redundancy (`docs/members.md`).
 
 mod alternatives;
+mod attach;
 mod check;
+mod copies;
 mod create;
+mod failures;
 mod journal;
+mod limits;
 mod open;
+mod prepare;
 mod read;
+mod rebuild;
 mod repair;
+mod roster;
 mod stall;
+mod status;
 mod stripe;
 mod superblocks;
 mod types;
+mod verify;
 mod write;
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use crate::{
-    Column, Kind, LayoutId, Level, MemberIndex, MemberSet, Placement, RaidError,
-    device::{AlignedBuf, Backend, BufferPool, DeviceHandle, Io, IoOp},
+    Column, Kind, LayoutId, Level, Placement, RaidError,
+    device::{AlignedBuf, Backend, BufferPool, Io},
     layout::{Layout, SegmentGeometry},
     sabotage::broken,
-    superblock::{Geometry, PoolRecord, Standing},
+    superblock::{Geometry, PoolRecord},
     witness::Witness,
 };
-use stall::Progress;
+use limits::LimitsInForce;
+pub use limits::{Clock, Limits, ManualClock, SystemClock};
+use roster::{Generations, Roster, Row};
 use superblocks::Superblocks;
 pub use types::{
-    Alternative, ArrayState, ArrayStatus, CreateSpec, MemberState, MemberStatus, OpenOptions,
-    SegmentRead, Sizes, StripeWrite,
+    Alternative, ArrayState, ArrayStatus, Attached, CopyCounts, CopyPart, CopyReading, CreateSpec,
+    MemberState, MemberStatus, OpenOptions, SegmentRead, Sizes, Source, StripeCheck, StripeState,
+    StripeWrite, SuperblockScrub, Target, Unreadable,
 };
 
 /// Room for the engine's record in a superblock.
@@ -76,17 +90,16 @@ pub struct Array {
     backend: Arc<dyn Backend>,
     witness: Box<dyn Witness>,
     read_only: bool,
-    stall_limit: Duration,
+    limits: LimitsInForce,
+    clock: Arc<dyn Clock>,
     pool: Uuid,
     layouts: Vec<Layout>,
     current_layout: LayoutId,
     geometry: Geometry,
     slot_count: u32,
-    members: Vec<Member>,
-    all: MemberSet,
-    /// The members that I/O goes to.
-    in_use: AtomicU64,
-    /// Of the others, those whose absence superblocks and witness know (R2).
+    /// Who is behind which row.
+    generations: Generations,
+    /// Rows whose absence superblocks and witness know (R2).
     recorded: AtomicU64,
     /// The superblocks say clean, or are about to.
     clean: AtomicBool,
@@ -95,23 +108,17 @@ pub struct Array {
     stop_reason: Mutex<Option<String>>,
     superblocks: Mutex<Superblocks>,
     superblocks_written: Condvar,
-    progress: Arc<Progress>,
+    /// Serializes those who add, attach, promote and remove.
+    memberships: Mutex<()>,
+    last_failure: Mutex<Option<String>>,
+    /// Ranges that were reconstructed because reading them failed.
+    unreadable: Mutex<VecDeque<Unreadable>>,
+    /// Batches begun.
+    ticks: AtomicU64,
     scratch: BufferPool,
     /// Spreads reads over mirrors.
     rotor: AtomicU64,
     repairs: Mutex<()>,
-}
-
-/// A member of an open array.
-struct Member {
-    uuid: Uuid,
-    path: std::path::PathBuf,
-    /// `None` for one that is not used at all.
-    device: Option<DeviceHandle>,
-    /// It was there when the array was opened.
-    present: bool,
-    errors: AtomicU64,
-    repaired: AtomicU64,
 }
 
 /// What is needed to put an [`Array`] together.
@@ -119,10 +126,10 @@ struct Parts {
     backend: Arc<dyn Backend>,
     witness: Box<dyn Witness>,
     read_only: bool,
-    stall_limit: Duration,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
     record: PoolRecord,
-    in_use: MemberSet,
-    members: Vec<Member>,
+    rows: Vec<Row>,
 }
 
 impl Array {
@@ -131,28 +138,23 @@ impl Array {
             backend,
             witness,
             read_only,
-            stall_limit,
+            limits,
+            clock,
             record,
-            in_use,
-            members,
+            rows,
         } = parts;
-        let all: MemberSet = record.indices().collect();
-        let slot_count = record.members.iter().map(|member| member.slot_count).min();
-        let devices = members.iter().map(|member| member.device).collect();
         Self {
-            progress: Arc::new(Progress::new(Arc::clone(&backend), devices)),
             backend,
             witness,
             read_only,
-            stall_limit,
+            limits: LimitsInForce::new(limits),
+            clock,
             pool: record.pool,
             layouts: record.layouts.clone(),
             current_layout: record.current_layout,
             geometry: record.geometry,
-            slot_count: slot_count.unwrap_or(0),
-            members,
-            all,
-            in_use: AtomicU64::new(in_use.0),
+            slot_count: record.slot_count(),
+            generations: Generations::new(Roster::of(&record, rows)),
             recorded: AtomicU64::new(record.not_in_sync().0),
             clean: AtomicBool::new(record.clean),
             was_clean: record.clean,
@@ -160,6 +162,10 @@ impl Array {
             stop_reason: Mutex::new(None),
             superblocks: Mutex::new(Superblocks::new(record)),
             superblocks_written: Condvar::new(),
+            memberships: Mutex::new(()),
+            last_failure: Mutex::new(None),
+            unreadable: Mutex::new(VecDeque::new()),
+            ticks: AtomicU64::new(0),
             scratch: BufferPool::new(SCRATCH_BYTES),
             rotor: AtomicU64::new(0),
             repairs: Mutex::new(()),
@@ -224,70 +230,22 @@ impl Array {
         self.backend.name()
     }
 
-    /// The array and its members.
-    pub fn status(&self) -> ArrayStatus {
-        let in_use = self.in_use();
-        let stopped = self.stop_reason.lock().clone();
-        let state = match (&stopped, in_use == self.all) {
-            (Some(_), _) => ArrayState::Failed,
-            (None, true) => ArrayState::Online,
-            (None, false) => ArrayState::Degraded,
-        };
-        let members = self.all.iter().map(|index| {
-            let member = self.member(index);
-            MemberStatus {
-                index,
-                uuid: member.uuid,
-                path: member.path.clone(),
-                state: match (in_use.contains(index), member.present) {
-                    (true, _) => MemberState::Online,
-                    (false, true) => MemberState::Failed,
-                    (false, false) => MemberState::Missing,
-                },
-                errors: member.errors.load(Ordering::Relaxed),
-                repaired: member.repaired.load(Ordering::Relaxed),
-            }
-        });
-        ArrayStatus {
-            state,
-            members: members.collect(),
-            stopped,
-        }
+    /// What a member may do wrong before it is failed.
+    pub fn limits(&self) -> Limits {
+        self.limits.get()
     }
 
-    /// Fails a member; on `Ok` the degrade barrier is durable (R2).
-    ///
-    /// # Errors
-    /// `TooFewMembers` where the array cannot do without it; nothing changes
-    /// then (R4).
-    pub fn fail_member(&self, member: MemberIndex, reason: &str) -> Result<(), RaidError> {
-        if self.read_only {
-            return Err(self.read_only_error());
-        }
-        if !self.all.contains(member) {
-            return Err(RaidError::new(
-                Kind::InvalidArgument,
-                format!("The pool has no member {member}"),
-            ));
-        }
-        self.check_dispensable(member)?;
-        self.degrade(MemberSet::of(member), reason)
+    /// Changes the limits, at once.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.set(limits);
     }
 
     /// Closes the devices, as dropping does.
     pub fn close(self) {}
 
-    /// The members that I/O goes to.
-    fn in_use(&self) -> MemberSet {
-        MemberSet(self.in_use.load(Ordering::Acquire))
-    }
-
-    fn member(&self, index: MemberIndex) -> &Member {
-        &self.members[index.index()]
-    }
-
-    fn device(&self, index: MemberIndex) -> DeviceHandle {
-        self.member(index).device.expect("a member in use is open")
+    /// Who is behind which row, for one operation.
+    fn roster(&self) -> Arc<Roster> {
+        self.generations.pin()
     }
 
     fn segment_geometry(&self, layout: &Layout) -> SegmentGeometry {
@@ -341,28 +299,22 @@ impl Array {
             .unwrap_or_else(|| AlignedBuf::zeroed(length))
     }
 
-    /// An operation on a member.
-    fn io(&self, member: MemberIndex, offset: u64, op: IoOp) -> Io {
-        Io {
-            device: self.device(member),
-            offset,
-            op,
-            outcome: None,
-        }
-    }
-
-    /// Runs a batch whose n-th operation is for the n-th of `members`.
-    fn run(&self, batch: &mut [Io], members: impl Iterator<Item = MemberIndex> + Clone) {
+    /// Runs a batch on devices of `roster`.
+    fn run(&self, roster: &Roster, batch: &mut [Io]) {
         if batch.is_empty() {
             return;
         }
-        let verdict = stall::BatchVerdict::new(self, members.clone().collect());
+        let verdict = stall::BatchVerdict::new(self, roster, batch);
         self.backend.run(batch, &verdict);
-        let completed = batch.iter().zip(members).filter(|(io, _)| {
-            !matches!(&io.outcome, Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut)
-        });
-        self.progress
-            .completed(verdict.tick(), completed.map(|(_, member)| member));
+        let completed = |io: &&Io| !matches!(&io.outcome, Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut);
+        for device in roster.devices() {
+            let mut own = batch.iter().filter(|io| io.device == device.handle);
+            if own.any(|io| completed(&io)) {
+                device
+                    .completed
+                    .fetch_max(verdict.tick(), Ordering::Relaxed);
+            }
+        }
     }
 
     fn read_only_error(&self) -> RaidError {
@@ -408,20 +360,6 @@ impl Array {
         let reason = stop_reason.clone().unwrap_or_default();
         RaidError::new(Kind::Stopped, format!("Writes have stopped: {reason}"))
     }
-
-    fn count_error(&self, member: MemberIndex) {
-        self.member(member).errors.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Array {
-    fn drop(&mut self) {
-        for member in &self.members {
-            if let Some(device) = member.device {
-                self.backend.close(device);
-            }
-        }
-    }
 }
 
 impl fmt::Debug for Array {
@@ -429,35 +367,7 @@ impl fmt::Debug for Array {
         f.debug_struct("Array")
             .field("pool", &self.pool)
             .field("level", &self.level())
-            .field("in_use", &self.in_use())
+            .field("in_use", &self.roster().in_use())
             .finish_non_exhaustive()
     }
 }
-
-/// What a failed operation says about its member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// The file system under a sparse member is full: nobody's failure (R4).
-    NoSpace,
-    /// The member does not answer any more.
-    Gone,
-    /// This operation failed.
-    Bad,
-}
-
-impl Fault {
-    fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
-            // A file that has become too short has lost what it held.
-            io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof => Self::Gone,
-            _ => match error.raw_os_error() {
-                Some(libc::ENODEV | libc::ENXIO | libc::EBADF) => Self::Gone,
-                _ => Self::Bad,
-            },
-        }
-    }
-}
-
-/// The standing that a failure in use leads to.
-const FAILED: Standing = Standing::Failed;

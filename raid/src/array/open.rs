@@ -6,19 +6,20 @@
 //! 2. members that are absent, stale or too small are recorded as failed;
 //! 3. the witness gets the last membership change and the members' paths.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::{Array, Member, OpenOptions, Parts};
+use super::{
+    Array, OpenOptions, Parts,
+    limits::Counters,
+    roster::{OpenDevice, Row},
+};
 use crate::{
     Kind, MemberIndex, RaidError,
     device::{Backend, OpenMode},
     member::{Copies, Devices, OpenMember, identify, open_members, read_copies},
     membership::{Choice, Found, choose},
     sabotage::broken,
-    superblock::Superblock,
+    superblock::{Standing, Superblock},
     witness::{Witness, WitnessRecord},
 };
 
@@ -26,7 +27,6 @@ use crate::{
 struct Candidate {
     member: OpenMember,
     copies: Copies,
-    index: MemberIndex,
 }
 
 impl Array {
@@ -61,6 +61,7 @@ impl Array {
                 member.device,
                 &member.facts,
                 mode.writable,
+                options.answer_patience,
             );
             let Some(superblock) = identify(&member.path, &copies)? else {
                 devices.close(member.device);
@@ -68,90 +69,110 @@ impl Array {
             };
             let (path, size_bytes) = (member.path.clone(), member.facts.size_bytes);
             let superblock = superblock.clone();
-            let index = superblock.member;
             found.push(Found {
                 path,
                 superblock,
                 size_bytes,
             });
-            candidates.push(Candidate {
-                member,
-                copies,
-                index,
-            });
+            candidates.push(Candidate { member, copies });
         }
         let choice = choose(&found, witnessed.as_ref(), options.force)?;
         let lacking = lacking_copies(&choice, &candidates);
-        let members = members_of(&choice, &candidates, witnessed.as_ref(), &mut devices);
+        let rows = rows_of(
+            &backend,
+            &choice,
+            &candidates,
+            witnessed.as_ref(),
+            &mut devices,
+        );
+        let record = choice.record.clone();
         let array = Array::assemble(Parts {
             backend,
             witness,
             read_only: options.read_only,
-            stall_limit: options.stall_limit,
+            limits: options.limits(),
+            clock: Arc::clone(&options.clock),
             record: choice.record,
-            in_use: choice.in_sync,
-            members,
+            rows,
         });
         devices.keep();
         array.note_changes(&choice.changes)?;
         if array.read_only && !broken("R1.read_only") {
             return Ok(array);
         }
-        array.write_missing_copies(&lacking)?;
-        array.flush_changes()?;
+        array.write_missing_copies(&record, &lacking)?;
+        // R1: before the first write.
+        if !broken("R1.absent") {
+            array.flush_changes()?;
+        }
         array.refresh_witness()?;
         Ok(array)
     }
 }
 
 /// R1: who lacks the newest superblock in which of its two places.
-fn lacking_copies(choice: &Choice, candidates: &[Candidate]) -> Vec<(MemberIndex, [bool; 2])> {
+fn lacking_copies(choice: &Choice, candidates: &[Candidate]) -> BTreeMap<MemberIndex, [bool; 2]> {
+    let used = choice.in_sync.union(choice.targets).union(choice.spares);
     let lacking = candidates
         .iter()
-        .filter(|candidate| choice.in_sync.contains(candidate.index))
-        .map(|candidate| {
+        .zip(&choice.rows)
+        .filter_map(|(candidate, row)| {
+            let row = row.filter(|row| used.contains(*row))?;
             let wanted = Superblock {
-                member: candidate.index,
+                member: row,
                 record: choice.record.clone(),
             };
-            (
-                candidate.index,
-                candidate.copies.holds(&wanted).map(|holds| !holds),
-            )
-        })
-        .filter(|(_, lacks)| lacks.contains(&true));
+            let lacks = candidate.copies.holds(&wanted).map(|holds| !holds);
+            lacks.contains(&true).then_some((row, lacks))
+        });
     lacking.collect()
 }
 
-fn members_of(
+/// Who is behind which row. Devices of no use are closed.
+fn rows_of(
+    backend: &Arc<dyn Backend>,
     choice: &Choice,
     candidates: &[Candidate],
     witnessed: Option<&WitnessRecord>,
     devices: &mut Devices,
-) -> Vec<Member> {
-    let members = choice.record.indices().map(|index| {
-        let candidate = candidates.iter().find(|candidate| candidate.index == index);
+) -> Vec<Row> {
+    let used = choice.in_sync.union(choice.targets).union(choice.spares);
+    for (candidate, row) in candidates.iter().zip(&choice.rows) {
+        if row.is_none() {
+            let path = candidate.member.path.display();
+            tracing::warn!(%path, "left out: another member has taken its place");
+        }
+        if row.is_none_or(|row| !used.contains(row)) {
+            devices.close(candidate.member.device);
+        }
+    }
+    let named =
+        |index: &MemberIndex| choice.record.members[index.index()].standing != Standing::Vacant;
+    let rows = choice.record.indices().filter(named).map(|index| {
+        let uuid = choice.record.members[index.index()].uuid;
+        let place = choice.rows.iter().position(|row| *row == Some(index));
+        let candidate = place.map(|place| &candidates[place]);
         let known =
-            witnessed.and_then(|record| record.members.iter().find(|member| member.index == index));
+            witnessed.and_then(|record| record.members.iter().find(|member| member.uuid == uuid));
         let path = candidate
             .map(|candidate| candidate.member.path.clone())
             .or_else(|| known.map(|known| known.path.clone()));
-        let mut device = candidate.map(|candidate| candidate.member.device);
-        if !choice.in_sync.contains(index)
-            && let Some(unused) = device.take()
-        {
-            devices.close(unused);
-        }
-        Member {
-            uuid: choice.record.members[index.index()].uuid,
+        let counters = Arc::new(Counters::default());
+        let device = candidate
+            .filter(|_| used.contains(index))
+            .map(|candidate| candidate.member.device);
+        Row {
+            uuid,
             path: path.unwrap_or_default(),
-            device,
+            size_bytes: 0,
+            device: device.map(|device| {
+                OpenDevice::new(Arc::clone(backend), device, uuid, Arc::clone(&counters))
+            }),
             present: candidate.is_some(),
-            errors: AtomicU64::new(0),
-            repaired: AtomicU64::new(0),
+            counters,
         }
     });
-    members.collect()
+    rows.collect()
 }
 
 impl Array {

@@ -12,9 +12,9 @@
 //! caller's buffer; pieces that follow each other on a member are read at
 //! once.
 
-use std::{io, mem, sync::atomic::Ordering};
+use std::{mem, sync::atomic::Ordering};
 
-use super::{Array, Fault, SegmentRead, stripe::solve};
+use super::{Array, SegmentRead, Unreadable, roster::Roster, stripe::solve};
 use crate::{
     Column, ColumnSet, Kind, MemberIndex, MemberSet, RaidError,
     device::{AlignedBuf, BLOCK_BYTES, Io, IoOp},
@@ -84,8 +84,9 @@ impl Array {
         for (n, read) in reads.iter_mut().enumerate() {
             read.outcome = self.plan_jobs(n, read, &mut jobs);
         }
+        let roster = self.roster();
         while !jobs.is_empty() {
-            jobs = self.read_round(reads, &jobs);
+            jobs = self.read_round(&roster, reads, &jobs);
         }
     }
 
@@ -131,13 +132,13 @@ impl Array {
     }
 
     /// Reads all jobs once; those to be tried again.
-    fn read_round(&self, reads: &mut [SegmentRead], jobs: &[Job]) -> Vec<Job> {
-        let in_use = self.in_use();
+    fn read_round(&self, roster: &Roster, reads: &mut [SegmentRead], jobs: &[Job]) -> Vec<Job> {
+        let lacking = roster.all.difference(roster.in_use());
         let mut again = Vec::new();
         let mut extents: Vec<Extent> = Vec::with_capacity(jobs.len());
         let mut sources: Vec<(Job, Source)> = Vec::with_capacity(jobs.len());
         for &job in jobs {
-            match self.source_of(&reads[job.read], &job, in_use, &mut extents) {
+            match self.source_of(&reads[job.read], &job, lacking, &mut extents) {
                 Some(source) => sources.push((job, source)),
                 None if job.piece.length > BLOCK_BYTES as u32 => again.extend(blocks_of(job)),
                 None => reads[job.read].outcome = Err(self.lost(&reads[job.read], &job)),
@@ -150,11 +151,12 @@ impl Array {
                     Some(read) => mem::take(&mut reads[read].buffer),
                     None => self.scratch(extent.length as usize),
                 };
-                self.io(extent.member, extent.offset, IoOp::Read(buffer))
+                roster.io(extent.member, extent.offset, IoOp::Read(buffer))
             })
             .collect();
-        self.run(&mut batch, extents.iter().map(|extent| extent.member));
-        self.note_read_failures(&extents, &batch);
+        self.run(roster, &mut batch);
+        let members = extents.iter().map(|extent| extent.member);
+        self.note_failures_of_reads(roster, batch.iter().map(|io| &io.outcome).zip(members));
         give_back(reads, &extents, &mut batch);
         for (mut job, source) in sources {
             let bad = place(self, reads, &job, &source, &batch, &extents);
@@ -163,7 +165,11 @@ impl Array {
             }
             match source {
                 Source::Direct { extent, .. } if extents[extent].shared => job.alone = true,
-                _ => job.bad = job.bad.union(bad),
+                Source::Direct { extent, .. } => {
+                    job.bad = job.bad.union(bad);
+                    self.note_unreadable(&reads[job.read], &job, extents[extent].member);
+                }
+                Source::Solve { .. } => job.bad = job.bad.union(bad),
             }
             again.push(job);
         }
@@ -177,7 +183,7 @@ impl Array {
         &self,
         read: &SegmentRead,
         job: &Job,
-        in_use: MemberSet,
+        lacking: MemberSet,
         extents: &mut Vec<Extent>,
     ) -> Option<Source> {
         let layout = self
@@ -193,10 +199,7 @@ impl Array {
         let offset = |column| {
             self.unit_offset(layout, &read.placement, column, stripe) + u64::from(offset_in_unit)
         };
-        let failed = self
-            .all
-            .difference(in_use)
-            .union(layout.members_of(job.bad));
+        let failed = lacking.union(layout.members_of(job.bad));
         match layout.read_plan(stripe, data_unit, failed) {
             ReadPlan::Lost => None,
             ReadPlan::Direct(columns) => {
@@ -231,34 +234,21 @@ impl Array {
         }
     }
 
-    /// Counts failed reads, and fails members that are gone. A mere read
-    /// error leaves its member in use: it may still hold what others lack.
-    pub(super) fn note_failures_of_reads<'a>(
-        &self,
-        outcomes: impl Iterator<Item = (&'a Option<io::Result<()>>, MemberIndex)>,
-    ) {
-        let mut gone = MemberSet::EMPTY;
-        let mut why = String::new();
-        for (outcome, member) in outcomes {
-            let Some(Err(error)) = outcome else { continue };
-            self.count_error(member);
-            tracing::debug!(%member, %error, "a read failed");
-            if Fault::of(error) == Fault::Gone {
-                gone.insert(member);
-                why = format!("it does not answer: {error}");
-            }
+    /// Remembers a range that has to be reconstructed, for whoever can verify
+    /// and rewrite it.
+    fn note_unreadable(&self, read: &SegmentRead, job: &Job, member: MemberIndex) {
+        /// More are found again, by reading or by a scrub.
+        const KEPT: usize = 1024;
+        let noted = Unreadable {
+            placement: read.placement.clone(),
+            offset: read.offset + job.piece.offset_in_range,
+            length: job.piece.length,
+            member,
+        };
+        let mut unreadable = self.unreadable.lock();
+        if unreadable.len() < KEPT && !unreadable.contains(&noted) {
+            unreadable.push_back(noted);
         }
-        if !gone.is_empty()
-            && let Err(error) = self.degrade(gone, &why)
-        {
-            // Reads still try; it is the writes that have stopped.
-            tracing::warn!(%error, "a member is gone");
-        }
-    }
-
-    fn note_read_failures(&self, extents: &[Extent], batch: &[Io]) {
-        let members = extents.iter().map(|extent| extent.member);
-        self.note_failures_of_reads(batch.iter().map(|io| &io.outcome).zip(members));
     }
 
     fn lost(&self, read: &SegmentRead, job: &Job) -> RaidError {

@@ -8,13 +8,21 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Array, stripe::solve};
+use super::{Array, roster::Roster, stripe::solve};
 use crate::{
-    Column, ColumnSet, Kind, MemberSet, Placement, RaidError,
+    Column, ColumnSet, Kind, MemberIndex, MemberSet, Placement, RaidError,
     device::{AlignedBuf, BLOCK_BYTES, BufSlice, IoOp},
     layout::{Layout, Piece, ReadPlan},
     sabotage::broken,
 };
+
+/// A block of a segment.
+struct Block<'a> {
+    roster: &'a Roster,
+    layout: &'a Layout,
+    placement: &'a Placement,
+    piece: Piece,
+}
 
 impl Array {
     /// Puts verified bytes (any byte range of a segment) back on the members
@@ -45,6 +53,7 @@ impl Array {
         let pieces = self.pieces(layout, first, length as usize)?;
         // Two repairs of one block would undo each other.
         let _repair = self.repairs.lock();
+        let roster = self.roster();
         let mut repaired = MemberSet::EMPTY;
         for piece in pieces.flat_map(super::alternatives::blocks_of) {
             let start = first + piece.offset_in_range;
@@ -52,95 +61,98 @@ impl Array {
             let source =
                 &bytes[(verified.start - offset) as usize..(verified.end - offset) as usize];
             let at = (verified.start - start) as usize;
-            repaired = repaired.union(self.rewrite_block(layout, placement, &piece, at, source)?);
+            let block = Block {
+                roster: &roster,
+                layout,
+                placement,
+                piece,
+            };
+            repaired = repaired.union(self.rewrite_block(&block, at, source)?);
         }
-        for member in repaired.iter() {
-            self.member(member).repaired.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(pool = %self.pool, %member, "rewrote damaged data");
-        }
+        self.count_repairs(&roster, repaired);
         Ok(())
     }
 
-    /// Puts `source` at byte `at` of one block on every member that holds the
-    /// block; who had something else.
+    /// Counts what was put right, except on targets: those are being filled.
+    pub(super) fn count_repairs(&self, roster: &Roster, repaired: MemberSet) {
+        for member in repaired.intersection(roster.all).iter() {
+            let counters = &roster.rows[member.index()].counters;
+            counters.repaired.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(pool = %self.pool, %member, "rewrote damaged data");
+        }
+    }
+
+    /// Puts `source` at byte `at` of one block on everybody who holds the
+    /// block, targets included; who had something else.
     fn rewrite_block(
         &self,
-        layout: &Layout,
-        placement: &Placement,
-        piece: &Piece,
+        place: &Block<'_>,
         at: usize,
         source: &[u8],
     ) -> Result<MemberSet, RaidError> {
-        let used = self.in_use();
+        let (roster, layout, piece) = (place.roster, place.layout, &place.piece);
+        let used = roster.written();
         let mut targets = Vec::new();
         let mut batch = Vec::new();
-        let holders = layout.locate(piece.stripe, piece.data_unit);
-        for column in holders.intersection(layout.columns_of(used)).iter() {
-            let own = self.read_column_block(layout, placement, piece, column);
+        let columns = layout.locate(piece.stripe, piece.data_unit);
+        let holders = columns.iter().flat_map(|column| {
+            let holders = roster.holders(layout.member(column), used);
+            holders.map(move |holder| (column, holder))
+        });
+        for (column, holder) in holders {
+            let own = self.read_block_of(place, column, holder);
             let mut block = match own {
                 Some(own) if own[at..at + source.len()] == *source => continue,
                 Some(own) if !broken("R7.verified_only") => own,
                 _ => {
                     let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
                     let whole = source.len() == BLOCK_BYTES;
-                    if !whole && !self.rebuild_block(layout, placement, piece, column, &mut block) {
+                    if !whole && !self.rebuild_block(place, column, &mut block) {
                         continue;
                     }
                     block
                 }
             };
             block[at..at + source.len()].copy_from_slice(source);
-            let member = layout.member(column);
-            let offset = self.block_offset(layout, placement, piece, column);
-            let data = vec![BufSlice::from(block)];
-            batch.push(self.io(
-                member,
-                offset,
-                IoOp::Write {
-                    data,
-                    durable: false,
-                },
-            ));
-            targets.push(member);
+            let op = IoOp::Write {
+                data: vec![BufSlice::from(block)],
+                durable: false,
+            };
+            batch.push(roster.io(holder, self.block_offset(place, column), op));
+            targets.push(holder);
         }
         // Not synced: if the write is lost, the damage is found once more.
-        self.run(&mut batch, targets.iter().copied());
+        self.run(roster, &mut batch);
         let outcomes = batch
             .iter()
             .map(|io| &io.outcome)
             .zip(targets.iter().copied());
-        let full = self.settle_writes("a repairing write failed", outcomes)?;
+        let full = self.settle_writes(roster, "a repairing write failed", outcomes)?;
         match full {
             Some(full) => Err(full),
             None => Ok(targets.into_iter().collect()),
         }
     }
 
-    fn block_offset(
-        &self,
-        layout: &Layout,
-        placement: &Placement,
-        piece: &Piece,
-        column: Column,
-    ) -> u64 {
-        self.unit_offset(layout, placement, column, piece.stripe) + u64::from(piece.offset_in_unit)
+    fn block_offset(&self, place: &Block<'_>, column: Column) -> u64 {
+        self.unit_offset(place.layout, place.placement, column, place.piece.stripe)
+            + u64::from(place.piece.offset_in_unit)
     }
 
-    fn read_column_block(
+    /// A column's block as `holder` has it.
+    fn read_block_of(
         &self,
-        layout: &Layout,
-        placement: &Placement,
-        piece: &Piece,
+        place: &Block<'_>,
         column: Column,
+        holder: MemberIndex,
     ) -> Option<AlignedBuf> {
-        let member = layout.member(column);
-        if !self.in_use().contains(member) {
-            return None;
-        }
-        let offset = self.block_offset(layout, placement, piece, column);
-        let mut batch = [self.io(member, offset, IoOp::Read(AlignedBuf::zeroed(BLOCK_BYTES)))];
-        self.run(&mut batch, std::iter::once(member));
-        self.note_failures_of_reads(std::iter::once((&batch[0].outcome, member)));
+        let roster = place.roster;
+        roster.live(holder)?;
+        let offset = self.block_offset(place, column);
+        let read = IoOp::Read(AlignedBuf::zeroed(BLOCK_BYTES));
+        let mut batch = [roster.io(holder, offset, read)];
+        self.run(roster, &mut batch);
+        self.note_failures_of_reads(roster, std::iter::once((&batch[0].outcome, holder)));
         let [io] = batch;
         match (io.outcome, io.op) {
             (Some(Ok(())), IoOp::Read(buffer)) => Some(buffer),
@@ -149,20 +161,12 @@ impl Array {
     }
 
     /// Obtains a block without `column`; false where that cannot be done.
-    fn rebuild_block(
-        &self,
-        layout: &Layout,
-        placement: &Placement,
-        piece: &Piece,
-        column: Column,
-        target: &mut [u8],
-    ) -> bool {
+    fn rebuild_block(&self, place: &Block<'_>, column: Column, target: &mut [u8]) -> bool {
+        let (roster, layout, piece) = (place.roster, place.layout, &place.piece);
         let mut bad = ColumnSet::of(column);
         loop {
-            let failed = self
-                .all
-                .difference(self.in_use())
-                .union(layout.members_of(bad));
+            let lacking = roster.all.difference(roster.in_use());
+            let failed = lacking.union(layout.members_of(bad));
             let columns = match layout.read_plan(piece.stripe, piece.data_unit, failed) {
                 ReadPlan::Lost => return false,
                 ReadPlan::Direct(copies) => copies.iter().take(1).collect(),
@@ -170,7 +174,7 @@ impl Array {
             };
             let read: Vec<(Column, Option<AlignedBuf>)> = columns
                 .iter()
-                .map(|c| (c, self.read_column_block(layout, placement, piece, c)))
+                .map(|c| (c, self.read_block_of(place, c, layout.member(c))))
                 .collect();
             let failed_now: ColumnSet = read
                 .iter()

@@ -11,106 +11,77 @@
 
 use std::{
     cell::RefCell,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use super::Array;
+use super::{
+    Array,
+    roster::{OpenDevice, Roster},
+};
 use crate::{
     MemberIndex, MemberSet,
-    device::{BLOCK_BYTES, Backend, DeviceHandle, Verdict},
+    device::{BLOCK_BYTES, Backend, DeviceHandle, Io, Verdict},
     member::read_at,
     sabotage::broken,
 };
 
-/// What members have completed lately, in ticks: a count of batches begun.
-pub(super) struct Progress {
-    backend: Arc<dyn Backend>,
-    devices: Vec<Option<DeviceHandle>>,
-    ticks: AtomicU64,
-    /// By member: the beginning of the latest-begun batch it has completed.
-    completed: Vec<AtomicU64>,
-    /// Members with a probe under way.
-    probing: AtomicU64,
-}
-
-impl Progress {
-    pub(super) fn new(backend: Arc<dyn Backend>, devices: Vec<Option<DeviceHandle>>) -> Self {
-        let completed = devices.iter().map(|_| AtomicU64::new(0)).collect();
-        Self {
-            backend,
-            devices,
-            ticks: AtomicU64::new(0),
-            completed,
-            probing: AtomicU64::new(0),
-        }
-    }
-
-    fn begin(&self) -> u64 {
+impl Array {
+    /// A new beginning, later than all before.
+    fn tick(&self) -> u64 {
         self.ticks.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    /// The members completed operations that were begun at `tick`.
-    pub(super) fn completed(&self, tick: u64, members: impl Iterator<Item = MemberIndex>) {
-        for member in members {
-            self.completed[member.index()].fetch_max(tick, Ordering::Relaxed);
-        }
-    }
-
-    fn has_completed_since(&self, member: MemberIndex, tick: u64) -> bool {
-        self.completed[member.index()].load(Ordering::Relaxed) > tick
     }
 
     /// Reads a block of every one of `members`, each in a thread of its own
     /// because any of them may stall too.
-    fn probe(self: &Arc<Self>, members: MemberSet) {
-        for member in members.iter() {
-            let bit = MemberSet::of(member).0;
-            let Some(device) = self.devices[member.index()] else {
-                continue;
-            };
-            if self.probing.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+    fn probe(&self, roster: &Roster, members: MemberSet) {
+        for device in members.iter().filter_map(|member| roster.live(member)) {
+            if device.probing.swap(true, Ordering::AcqRel) {
                 continue;
             }
-            let progress = Arc::clone(self);
-            let run = move || {
-                let tick = progress.begin();
-                let backend = progress.backend.as_ref();
-                if read_at(backend, device, 0, BLOCK_BYTES as u64).is_ok() {
-                    progress.completed(tick, std::iter::once(member));
-                }
-                progress.probing.fetch_and(!bit, Ordering::AcqRel);
-            };
-            if std::thread::Builder::new()
-                .name("stall-probe".into())
-                .spawn(run)
-                .is_err()
-            {
-                self.probing.fetch_and(!bit, Ordering::AcqRel);
+            let (backend, probed) = (Arc::clone(&self.backend), Arc::clone(device));
+            let tick = self.tick();
+            let run = move || probe(backend.as_ref(), &probed, tick);
+            let thread = std::thread::Builder::new().name("stall-probe".into());
+            if thread.spawn(run).is_err() {
+                device.probing.store(false, Ordering::Release);
             }
         }
     }
+}
+
+fn probe(backend: &dyn Backend, device: &OpenDevice, tick: u64) {
+    if read_at(backend, device.handle, 0, BLOCK_BYTES as u64, Duration::MAX).is_ok() {
+        device.completed.fetch_max(tick, Ordering::Relaxed);
+    }
+    device.probing.store(false, Ordering::Release);
 }
 
 /// The verdict over one batch.
 pub(super) struct BatchVerdict<'a> {
     array: &'a Array,
-    members: MemberSet,
+    roster: &'a Roster,
+    /// The devices that the batch has operations on.
+    involved: Vec<DeviceHandle>,
     tick: u64,
     begun: Instant,
-    /// How often the backend asked about each member.
-    asked: RefCell<Vec<u32>>,
+    /// How often the backend asked about each device.
+    asked: RefCell<Vec<(DeviceHandle, u32)>>,
 }
 
 impl<'a> BatchVerdict<'a> {
-    pub(super) fn new(array: &'a Array, members: MemberSet) -> Self {
+    pub(super) fn new(array: &'a Array, roster: &'a Roster, batch: &[Io]) -> Self {
+        let mut involved: Vec<DeviceHandle> = Vec::new();
+        for io in batch {
+            if !involved.contains(&io.device) {
+                involved.push(io.device);
+            }
+        }
         Self {
             array,
-            members,
-            tick: array.progress.begin(),
+            roster,
+            involved,
+            tick: array.tick(),
             begun: Instant::now(),
             asked: RefCell::new(Vec::new()),
         }
@@ -120,54 +91,69 @@ impl<'a> BatchVerdict<'a> {
         self.tick
     }
 
-    /// The members that have shown that they answer.
-    fn answering(&self, stalled: MemberIndex) -> MemberSet {
+    /// Counts a question about a device; how many there were.
+    fn ask(&self, device: DeviceHandle) -> u32 {
+        let mut asked = self.asked.borrow_mut();
+        if let Some((_, times)) = asked.iter_mut().find(|(other, _)| *other == device) {
+            *times += 1;
+            return *times;
+        }
+        asked.push((device, 1));
+        1
+    }
+
+    fn asked(&self, device: DeviceHandle) -> u32 {
         let asked = self.asked.borrow();
-        // All unfinished members are asked about in turn, so one that is two
+        let found = asked.iter().find(|(other, _)| *other == device);
+        found.map_or(0, |(_, times)| *times)
+    }
+
+    /// The members that have shown that they answer, when `stalled` was asked
+    /// about `times`.
+    fn answering(&self, stalled: DeviceHandle, times: u32) -> MemberSet {
+        // All unfinished devices are asked about in turn, so one that is two
         // rounds short has finished its part of the batch.
-        let finished = |member: MemberIndex| {
-            self.members.contains(member) && asked[member.index()] + 2 <= asked[stalled.index()]
+        let finished = |device: &OpenDevice| {
+            self.involved.contains(&device.handle) && self.asked(device.handle) + 2 <= times
         };
-        self.array
-            .in_use()
-            .without(stalled)
-            .iter()
-            .filter(|member| {
-                finished(*member) || self.array.progress.has_completed_since(*member, self.tick)
+        let answers = |member: &MemberIndex| {
+            let device = self.roster.live(*member);
+            device.is_some_and(|device| {
+                device.handle != stalled
+                    && (finished(device) || device.completed.load(Ordering::Relaxed) > self.tick)
             })
-            .collect()
+        };
+        self.roster.in_use().iter().filter(answers).collect()
     }
 }
 
 impl Verdict for BatchVerdict<'_> {
     fn abandon(&self, device: DeviceHandle) -> bool {
-        let array = self.array;
-        let Some(stalled) = array
-            .all
-            .iter()
-            .find(|m| array.member(*m).device == Some(device))
-        else {
+        let (array, roster) = (self.array, self.roster);
+        if roster.by_handle(device).is_none() {
             return false;
-        };
-        {
-            let mut asked = self.asked.borrow_mut();
-            asked.resize(array.members.len(), 0);
-            asked[stalled.index()] += 1;
         }
+        let times = self.ask(device);
         let waited = self.begun.elapsed();
-        if waited < array.stall_limit {
-            if array.stall_limit > Duration::ZERO && waited >= array.stall_limit / 2 {
-                array.progress.probe(array.in_use().without(stalled));
+        let limit = array.limits.get().stall;
+        if waited < limit {
+            if limit > Duration::ZERO && waited >= limit / 2 {
+                let others = roster.in_use().iter().filter(|member| {
+                    roster
+                        .live(*member)
+                        .is_some_and(|live| live.handle != device)
+                });
+                array.probe(roster, others.collect());
             }
             return false;
         }
         // R4: enough others, and the layouts do without the stalled one.
-        let silent = array.all.difference(self.answering(stalled));
+        let silent = roster.all.difference(self.answering(device, times));
         let mut abandon = array.layouts.iter().all(|layout| layout.survives(silent));
         abandon |= broken("R4.stall");
         abandon &= !broken("R5.give_up");
         if abandon {
-            tracing::warn!(member = %stalled, ?waited, "giving up on a stalled member");
+            tracing::warn!(?device, ?waited, "giving up on a stalled member");
         }
         abandon
     }
@@ -178,7 +164,10 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::{CreateSpec, Level, MemoryWitness, OpenOptions, Sizes, device::sim::SimWorld};
+    use crate::{
+        CreateSpec, Level, Limits, MemoryWitness, OpenOptions, Sizes,
+        device::{IoOp, sim::SimWorld},
+    };
 
     /// An array whose stall limit has always passed.
     fn array(level: Level, width: usize) -> Array {
@@ -198,6 +187,7 @@ mod tests {
             members,
             force: false,
             sizes,
+            stall_limit: Limits::default().stall,
         };
         Array::create(world.backend(), &spec, b"", Box::new(witness.clone())).unwrap();
         let options = OpenOptions {
@@ -211,6 +201,19 @@ mod tests {
         members.iter().map(|member| MemberIndex(*member)).collect()
     }
 
+    /// A batch with a sync of each of `members`.
+    fn batch(roster: &Roster, members: &[u8]) -> Vec<Io> {
+        let sync = |member: &u8| roster.io(MemberIndex(*member), 0, IoOp::Sync);
+        members.iter().map(sync).collect()
+    }
+
+    fn completed(roster: &Roster, tick: u64, members: &[u8]) {
+        for member in members {
+            let device = roster.device(MemberIndex(*member));
+            device.completed.fetch_max(tick, Ordering::Relaxed);
+        }
+    }
+
     /// Asks in rounds about `stalled`, as a backend does that waits for them;
     /// who was given up.
     fn given_up(verdict: &BatchVerdict<'_>, stalled: &[u8]) -> Vec<u8> {
@@ -218,7 +221,7 @@ mod tests {
         for _ in 0..5 {
             for member in stalled {
                 if !given_up.contains(member)
-                    && verdict.abandon(verdict.array.device(MemberIndex(*member)))
+                    && verdict.abandon(verdict.roster.device(MemberIndex(*member)).handle)
                 {
                     given_up.push(*member);
                 }
@@ -230,7 +233,8 @@ mod tests {
     #[test]
     fn r4_one_that_stalls_while_the_others_finish_is_given_up() {
         let array = array(Level::Raid5, 4);
-        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+        let roster = array.roster();
+        let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[0, 1, 2, 3]));
         assert_eq!(given_up(&verdict, &[2]), [2]);
     }
 
@@ -238,7 +242,8 @@ mod tests {
     fn r4_when_all_stall_everybody_waits() {
         for level in [Level::Raid1, Level::Raid5, Level::Raid6, Level::Raid10] {
             let array = array(level, 4);
-            let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+            let roster = array.roster();
+            let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[0, 1, 2, 3]));
             assert_eq!(given_up(&verdict, &[0, 1, 2, 3]), [0u8; 0], "{level}");
         }
     }
@@ -246,10 +251,12 @@ mod tests {
     #[test]
     fn r4_more_stalls_than_survivable_fail_nobody() {
         let array = array(Level::Raid5, 4);
-        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3]));
+        let roster = array.roster();
+        let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[0, 1, 2, 3]));
         assert_eq!(given_up(&verdict, &[1, 2]), [0u8; 0]);
         let array = self::array(Level::Raid6, 5);
-        let verdict = BatchVerdict::new(&array, members(&[0, 1, 2, 3, 4]));
+        let roster = array.roster();
+        let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[0, 1, 2, 3, 4]));
         assert_eq!(
             given_up(&verdict, &[1, 2]),
             [1, 2],
@@ -260,28 +267,36 @@ mod tests {
     #[test]
     fn r4_other_batches_count_only_if_they_began_later() {
         let array = array(Level::Raid5, 3);
-        let earlier = array.progress.begin();
-        let verdict = BatchVerdict::new(&array, members(&[1]));
+        let earlier = array.tick();
+        let roster = array.roster();
+        let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[1]));
         assert_eq!(
             given_up(&verdict, &[1]),
             [0u8; 0],
             "nothing is known of the others"
         );
-        array.progress.completed(earlier, members(&[0, 2]).iter());
+        completed(&roster, earlier, &[0, 2]);
         assert_eq!(given_up(&verdict, &[1]), [0u8; 0], "those began before");
-        let later = array.progress.begin();
-        array.progress.completed(later, members(&[0]).iter());
+        let later = array.tick();
+        completed(&roster, later, &[0]);
         assert_eq!(given_up(&verdict, &[1]), [0u8; 0], "one is not enough");
-        array.progress.completed(later, members(&[2]).iter());
+        completed(&roster, later, &[2]);
         assert_eq!(given_up(&verdict, &[1]), [1]);
     }
 
     #[test]
     fn r4_a_probe_shows_that_the_others_answer() {
         let array = array(Level::Raid5, 3);
-        let verdict = BatchVerdict::new(&array, members(&[1]));
-        array.progress.probe(members(&[0, 2]));
-        while array.progress.probing.load(Ordering::Acquire) != 0 {
+        let roster = array.roster();
+        let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[1]));
+        array.probe(&roster, members(&[0, 2]));
+        let probing = |member| {
+            roster
+                .device(MemberIndex(member))
+                .probing
+                .load(Ordering::Acquire)
+        };
+        while probing(0) || probing(2) {
             std::thread::yield_now();
         }
         assert_eq!(given_up(&verdict, &[1]), [1]);

@@ -19,8 +19,8 @@ struct Parity {
 }
 
 impl Array {
-    /// Writes whole stripes with their parity on all in-sync members. Not
-    /// durable before [`Array::sync`].
+    /// Writes whole stripes with their parity on all in-sync members and
+    /// targets. Not durable before [`Array::sync`].
     ///
     /// Adjacent stripes of one segment that follow each other in `writes`
     /// become one operation a member. On `Ok` every member not written to is
@@ -32,7 +32,8 @@ impl Array {
     /// `Stopped` where more members have failed than the layout survives.
     pub fn write_stripes(&self, writes: &[StripeWrite]) -> Result<(), RaidError> {
         self.may_write()?;
-        let used = self.in_use();
+        let roster = self.roster();
+        let used = roster.written();
         let mut batch = Vec::new();
         let mut targets: Vec<MemberIndex> = Vec::new();
         let mut rest = writes;
@@ -40,35 +41,33 @@ impl Array {
             let length = run_length(rest);
             let (run, after) = rest.split_at(length);
             rest = after;
-            let layout = self.check_stripes(run)?;
+            let layout = self.check_writes(run)?;
             let parity = self.parity_of(layout, run);
-            for column in layout.columns_of(used).iter() {
-                let data = column_data(layout, run, &parity, column);
+            for column in layout.columns().iter() {
                 let offset = self.unit_offset(layout, &first.placement, column, first.stripe);
-                let member = layout.member(column);
-                batch.push(self.io(
-                    member,
-                    offset,
-                    IoOp::Write {
-                        data,
+                for holder in roster.holders(layout.member(column), used) {
+                    let op = IoOp::Write {
+                        data: column_data(layout, run, &parity, column),
                         durable: false,
-                    },
-                ));
-                targets.push(member);
+                    };
+                    batch.push(roster.io(holder, offset, op));
+                    targets.push(holder);
+                }
             }
         }
-        self.run(&mut batch, targets.iter().copied());
+        self.run(&roster, &mut batch);
         let outcomes = batch
             .iter()
             .map(|io| &io.outcome)
             .zip(targets.iter().copied());
-        if let Some(full) = self.settle_writes("a write failed", outcomes)? {
+        if let Some(full) = self.settle_writes(&roster, "a write failed", outcomes)? {
             return Err(full);
         }
-        self.barrier(used)
+        self.barrier(&roster, used)
     }
 
-    /// Makes everything written before durable on all in-sync members.
+    /// Makes everything written before durable on all in-sync members and
+    /// targets.
     ///
     /// A member that cannot is failed, and never asked again as if it could:
     /// what it failed to make durable is lost on it. On `Ok` the others hold
@@ -78,26 +77,27 @@ impl Array {
         if broken("sync.data") {
             return Ok(());
         }
-        let used = self.in_use();
+        let roster = self.roster();
+        let used = roster.written();
         let mut batch: Vec<Io> = used
             .iter()
-            .map(|member| self.io(member, 0, IoOp::Sync))
+            .map(|member| roster.io(member, 0, IoOp::Sync))
             .collect();
-        self.run(&mut batch, used.iter());
+        self.run(&roster, &mut batch);
         let mut failing = MemberSet::EMPTY;
         let mut why = String::new();
         for (io, member) in batch.iter().zip(used.iter()) {
             // A lack of space included: the data is gone from the cache.
             if let Some(Err(error)) = &io.outcome {
-                self.count_error(member);
+                roster.rows[member.index()].counters.write_failed();
                 why = format!("a sync failed: {error}");
                 failing.insert(member);
             }
         }
         if !failing.is_empty() && !broken("sync.failure") {
-            self.degrade(failing, &why)?;
+            self.degrade(&roster, failing, &why)?;
         }
-        self.barrier(used)
+        self.barrier(&roster, used)
     }
 
     /// The segment's contents no longer matter; sparse files give the space
@@ -109,27 +109,26 @@ impl Array {
         let Ok(layout) = self.layout_of(placement) else {
             return;
         };
-        let columns = layout.columns_of(self.in_use());
-        let mut batch: Vec<_> = columns
-            .iter()
-            .map(|column| {
-                let offset = self.unit_offset(layout, placement, column, 0);
-                let length = self.geometry.slot_bytes;
-                self.io(layout.member(column), offset, IoOp::Discard { length })
-            })
-            .collect();
-        self.run(
-            &mut batch,
-            columns.iter().map(|column| layout.member(column)),
-        );
-        for (io, column) in batch.iter().zip(columns.iter()) {
-            if let Some(Err(error)) = &io.outcome {
-                tracing::debug!(member = %layout.member(column), %error, "discard failed");
+        let roster = self.roster();
+        let used = roster.written();
+        let mut batch = Vec::new();
+        for column in layout.columns().iter() {
+            let offset = self.unit_offset(layout, placement, column, 0);
+            let length = self.geometry.slot_bytes;
+            for holder in roster.holders(layout.member(column), used) {
+                batch.push(roster.io(holder, offset, IoOp::Discard { length }));
             }
+        }
+        self.run(&roster, &mut batch);
+        for error in batch
+            .iter()
+            .filter_map(|io| io.outcome.as_ref()?.as_ref().err())
+        {
+            tracing::debug!(%error, "a discard failed");
         }
     }
 
-    fn check_stripes(&self, run: &[StripeWrite]) -> Result<&Layout, RaidError> {
+    fn check_writes(&self, run: &[StripeWrite]) -> Result<&Layout, RaidError> {
         let layout = self.layout_of(&run[0].placement)?;
         let stripes = self.segment_geometry(layout).stripes_per_segment;
         for write in run {

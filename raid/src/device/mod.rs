@@ -123,6 +123,29 @@ impl Verdict for Patient {
     }
 }
 
+/// Waits so long and no longer, whoever else answers.
+#[derive(Debug)]
+pub struct Deadline {
+    begun: std::time::Instant,
+    patience: std::time::Duration,
+}
+
+impl Deadline {
+    /// Begins to wait now.
+    pub fn after(patience: std::time::Duration) -> Self {
+        Self {
+            begun: std::time::Instant::now(),
+            patience,
+        }
+    }
+}
+
+impl Verdict for Deadline {
+    fn abandon(&self, _device: DeviceHandle) -> bool {
+        self.begun.elapsed() >= self.patience
+    }
+}
+
 /// Opens devices and runs batches on them.
 ///
 /// Operations of a batch run in any order and concurrently; batches of

@@ -144,7 +144,7 @@ fn r4_too_few_members_are_refused_by_name() {
     let (kind, message) = refused(&found, Some(&witness_of(&record)));
     assert_eq!(kind, Kind::TooFewMembers);
     for part in [
-        "2 of 4",
+        "2 of 4 are usable",
         "raid5",
         "disk0 (behind the others)",
         "disk3 (not found)",
@@ -199,16 +199,163 @@ fn two_copies_of_a_member_are_refused() {
 }
 
 #[test]
-fn a_replaced_member_is_refused() {
+fn a_replaced_member_is_left_out_and_named_if_it_is_missed() {
     let record = record(Level::Raid5, 3);
     let mut old = record.clone();
     old.sequence -= 5;
     old.members[1].uuid = Uuid::from_u128(999);
-    let found = [found(&record, 0), found(&old, 1), found(&record, 2)];
+    let all = [found(&record, 0), found(&old, 1), found(&record, 2)];
+    let choice = choose(&all, Some(&witness_of(&record)), false).unwrap();
+    assert_eq!(choice.in_sync, set(&[0, 2]));
     assert_eq!(
-        refused(&found, Some(&witness_of(&record))).0,
-        Kind::NotAMember
+        choice.rows,
+        [Some(MemberIndex(0)), None, Some(MemberIndex(2))]
     );
+    let (kind, message) = refused(&all[..2], Some(&witness_of(&record)));
+    assert_eq!(kind, Kind::TooFewMembers);
+    for part in ["1 of 3 is usable", "of no use: disk1"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// The record with further rows, after so many superblocks.
+fn with_rows(record: &PoolRecord, standings: &[Standing]) -> PoolRecord {
+    let mut next = record.clone();
+    for standing in standings {
+        let row = match standing {
+            Standing::Vacant => MemberRecord::VACANT,
+            standing => MemberRecord {
+                uuid: Uuid::from_u128(200 + next.members.len() as u128),
+                standing: *standing,
+                ..record.members[0].clone()
+            },
+        };
+        next.members.push(row);
+    }
+    next
+}
+
+fn changed(record: &PoolRecord, id: u128, change: impl Fn(&mut PoolRecord)) -> PoolRecord {
+    let mut next = later(record, 1);
+    next.history.push(Uuid::from_u128(id));
+    change(&mut next);
+    next
+}
+
+#[test]
+fn r1_a_target_at_most_one_behind_goes_on_being_one() {
+    let old = with_rows(
+        &record(Level::Raid5, 3),
+        &[Standing::Target(MemberIndex(1))],
+    );
+    for (behind, current) in [(0, true), (1, true), (2, false)] {
+        let new = later(&old, behind);
+        let all = [
+            found(&new, 0),
+            found(&new, 1),
+            found(&new, 2),
+            found(&old, 3),
+        ];
+        let choice = choose(&all, Some(&witness_of(&new)), false).unwrap();
+        assert_eq!(
+            choice.in_sync,
+            set(&[0, 1, 2]),
+            "a target counts for nothing"
+        );
+        assert_eq!(choice.targets, if current { set(&[3]) } else { set(&[]) });
+        let dropped = [(MemberIndex(3), Standing::Vacant)];
+        assert_eq!(choice.changes, if current { &[] } else { &dropped[..] });
+    }
+    let without = [found(&old, 0), found(&old, 1), found(&old, 2)];
+    let choice = choose(&without, Some(&witness_of(&old)), false).unwrap();
+    assert_eq!(choice.changes, [(MemberIndex(3), Standing::Vacant)]);
+}
+
+#[test]
+fn r4_a_target_does_not_make_up_for_a_member() {
+    let record = with_rows(
+        &record(Level::Raid5, 3),
+        &[Standing::Target(MemberIndex(1))],
+    );
+    let all = [found(&record, 0), found(&record, 3)];
+    assert_eq!(
+        refused(&all, Some(&witness_of(&record))).0,
+        Kind::TooFewMembers
+    );
+}
+
+#[test]
+fn a_spare_may_be_arbitrarily_old_and_is_never_the_newest() {
+    let old = with_rows(&record(Level::Raid5, 3), &[Standing::Spare]);
+    let mut new = later(&old, 500);
+    for id in 0..40 {
+        new.history.push(Uuid::from_u128(5000 + id));
+    }
+    let all = [
+        found(&new, 0),
+        found(&new, 1),
+        found(&new, 2),
+        found(&old, 3),
+    ];
+    let choice = choose(&all, Some(&witness_of(&new)), false).unwrap();
+    assert_eq!(
+        (choice.in_sync, choice.spares),
+        (set(&[0, 1, 2]), set(&[3]))
+    );
+    assert!(choice.changes.is_empty());
+    // One that has more than the others was alone in getting it.
+    let all = [
+        found(&old, 0),
+        found(&old, 1),
+        found(&old, 2),
+        found(&later(&old, 1), 3),
+    ];
+    let choice = choose(&all, Some(&witness_of(&old)), false).unwrap();
+    assert_eq!((choice.record, choice.spares), (old.clone(), set(&[3])));
+    assert_eq!(refused(&all[3..], None).0, Kind::TooFewMembers);
+    // Absent, it changes nothing.
+    let choice = choose(&all[..3], Some(&witness_of(&old)), false).unwrap();
+    assert!(choice.changes.is_empty() && choice.spares.is_empty());
+}
+
+#[test]
+fn a_promoted_member_is_known_by_its_identity_not_its_row() {
+    let mut before = with_rows(
+        &record(Level::Raid5, 3),
+        &[Standing::Target(MemberIndex(1))],
+    );
+    before.members[1].standing = Standing::Failed;
+    let after = changed(&before, 1001, |record| {
+        record.members[1] = MemberRecord {
+            standing: Standing::InSync,
+            ..record.members[3].clone()
+        };
+        record.members[3] = MemberRecord::VACANT;
+    });
+    // The crash came before it had the superblock that promotes it.
+    let all = [found(&after, 0), found(&before, 3), found(&before, 2)];
+    for witness in [witness_of(&before), witness_of(&after)] {
+        let choice = choose(&all, Some(&witness), false).unwrap();
+        assert_eq!(choice.in_sync, set(&[0, 1, 2]));
+        assert_eq!(choice.rows[1], Some(MemberIndex(1)));
+    }
+    // The one it replaced may be there too; a healthy one was one behind.
+    let mut healthy = before.clone();
+    healthy.members[1].standing = Standing::InSync;
+    let all = [
+        found(&after, 0),
+        found(&healthy, 1),
+        found(&after, 2),
+        found(&after, 1),
+    ];
+    let choice = choose(&all, Some(&witness_of(&before)), false).unwrap();
+    assert_eq!(choice.in_sync, set(&[0, 1, 2]));
+    assert_eq!(choice.rows[1], None);
+    // Two behind it has lost writes like anybody else.
+    let later = later(&after, 1);
+    let all = [found(&later, 0), found(&before, 3), found(&later, 2)];
+    let choice = choose(&all, Some(&witness_of(&before)), false).unwrap();
+    assert_eq!(choice.changes, [(MemberIndex(1), Standing::Stale)]);
 }
 
 #[test]
@@ -240,14 +387,26 @@ fn r3_equal_sequences_with_other_histories_are_not_the_same_superblock() {
 }
 
 #[test]
-fn r3_a_history_too_long_ago_does_not_connect() {
+fn r3_a_history_too_long_ago_does_not_connect_but_may_be_in_common() {
     let old = record(Level::Raid1, 3);
     let mut new = without(&old, &[2], 2000);
     for n in 0..40 {
         new.history.push(Uuid::from_u128(3000 + n));
     }
-    let found = [found(&new, 0), found(&new, 1), found(&old, 2)];
-    assert_eq!(refused(&found, Some(&witness_of(&new))).0, Kind::Diverged);
+    // Failed long ago, it is left out: it names those as in sync who stayed.
+    let both = [found(&new, 0), found(&new, 1), found(&old, 2)];
+    let choice = choose(&both, Some(&witness_of(&new)), false).unwrap();
+    assert_eq!(choice.in_sync, set(&[0, 1]));
+    // Everybody it knows has been replaced since, or it names them failed.
+    let mut strangers = new.clone();
+    for (n, member) in strangers.members.iter_mut().take(2).enumerate() {
+        member.uuid = Uuid::from_u128(300 + n as u128);
+    }
+    let alone = without(&old, &[0, 1], 4000);
+    for (new, old) in [(&strangers, &old), (&new, &alone)] {
+        let found = [found(new, 0), found(new, 1), found(old, 2)];
+        assert_eq!(refused(&found, Some(&witness_of(new))).0, Kind::Diverged);
+    }
 }
 
 #[test]

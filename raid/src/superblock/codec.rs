@@ -110,6 +110,7 @@ pub(crate) fn decode(bytes: &[u8], writable: bool) -> Result<Superblock, Absence
         Some(own) if own.uuid != uuid_at(bytes, AT_MEMBER) => {
             Err(Damaged("its member table disagrees with its identity"))
         }
+        Some(own) if own.standing == Standing::Vacant => Err(Damaged("its own row is vacant")),
         Some(_) => Ok(Superblock { member, record }),
     }
 }
@@ -160,6 +161,7 @@ fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
             decode_layout(row, member_count, &geometry)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    check_roles(&members, &layouts)?;
     let current_layout = LayoutId(u16_at(bytes, AT_CURRENT_LAYOUT));
     if !layouts.iter().any(|layout| layout.id == current_layout) {
         return Err(Damaged("its current layout is not in its table"));
@@ -190,16 +192,47 @@ fn decode_record(bytes: &[u8]) -> Result<PoolRecord, Absence> {
     })
 }
 
-// A member row: uuid 16, size 8, changed at 8, slots 4, standing 1, zero 3.
+/// Layouts have the rows that can be theirs, targets are for one of those,
+/// and everybody has an identity of their own.
+fn check_roles(members: &[MemberRecord], layouts: &[Layout]) -> Result<(), Absence> {
+    let mut columns = layouts.iter().flat_map(|layout| &layout.members);
+    let of_layouts = |index: &MemberIndex| members[index.index()].standing.is_of_layouts();
+    if !columns.all(of_layouts) {
+        return Err(Absence::Damaged("a layout has a spare for a member"));
+    }
+    let mut identities = std::collections::BTreeSet::new();
+    for member in members {
+        match member.standing {
+            Standing::Vacant if *member != MemberRecord::VACANT => {
+                return Err(Absence::Damaged("a vacant row is not empty"));
+            }
+            Standing::Vacant => continue,
+            Standing::Target(of) if of.index() >= members.len() || !of_layouts(&of) => {
+                return Err(Absence::Damaged("a target is for nobody"));
+            }
+            _ => {}
+        }
+        if !identities.insert(member.uuid) {
+            return Err(Absence::Damaged("two rows have one identity"));
+        }
+    }
+    Ok(())
+}
+
+// A member row: uuid 16, size 8, changed at 8, slots 4, standing 1, target
+// for 1, zero 2.
 fn decode_member(row: &[u8], geometry: &Geometry) -> Result<MemberRecord, Absence> {
     let record = MemberRecord {
         uuid: uuid_at(row, 0),
         size_bytes: u64_at(row, 16),
         changed_at: u64_at(row, 24),
         slot_count: u32_at(row, 32),
-        standing: Standing::from_code(row[36])
+        standing: Standing::from_codes(array_at(row, 36))
             .ok_or(Absence::Damaged("a member's state is unknown"))?,
     };
+    if record.standing == Standing::Vacant {
+        return Ok(record);
+    }
     let least = geometry
         .slot_bytes
         .checked_mul(u64::from(record.slot_count))
@@ -317,7 +350,7 @@ pub(crate) fn encode(record: &PoolRecord, member: MemberIndex, bytes: &mut [u8])
         put(bytes, at + 16, &row.size_bytes.to_le_bytes());
         put(bytes, at + 24, &row.changed_at.to_le_bytes());
         put(bytes, at + 32, &row.slot_count.to_le_bytes());
-        bytes[at + 36] = row.standing.code();
+        put(bytes, at + 36, &row.standing.codes());
     }
     for (n, layout) in record.layouts.iter().enumerate() {
         let at = AT_LAYOUTS + n * LAYOUT_ROW_BYTES;
@@ -368,167 +401,4 @@ fn uuid_at(bytes: &[u8], at: usize) -> Uuid {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A record that uses every field, always the same.
-    fn sample(level: Level, width: u8, engine_record: Vec<u8>) -> PoolRecord {
-        let geometry = Geometry::new(1 << 16, 2 * 65536);
-        let members = (0..width)
-            .map(|n| MemberRecord {
-                uuid: Uuid::from_u128(0x1000 + u128::from(n)),
-                size_bytes: geometry.size_for(u64::from(n) + 9),
-                slot_count: 9,
-                standing: if n == 0 {
-                    Standing::Failed
-                } else {
-                    Standing::InSync
-                },
-                changed_at: 3 + u64::from(n),
-            })
-            .collect();
-        let columns = (0..width).rev().map(MemberIndex).collect();
-        let layout = Layout::new(LayoutId(5), level, 65536, columns).unwrap();
-        let mut history = History::first(Uuid::from_u128(1));
-        history.push(Uuid::from_u128(2));
-        PoolRecord {
-            pool: Uuid::from_u128(0xabcd),
-            sequence: 77,
-            commits: 70,
-            history,
-            clean: true,
-            hash_algorithm: super::super::HASH_BLAKE3,
-            geometry,
-            current_layout: LayoutId(5),
-            layouts: vec![layout],
-            members,
-            engine_record,
-        }
-    }
-
-    fn bytes_of(record: &PoolRecord, member: u8) -> Vec<u8> {
-        let mut bytes = vec![0xaa; LENGTH];
-        encode(record, MemberIndex(member), &mut bytes);
-        bytes
-    }
-
-    fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
-        let crc = crc32c::crc32c(&bytes[..AT_CRC]);
-        put(&mut bytes, AT_CRC, &crc.to_le_bytes());
-        bytes
-    }
-
-    #[test]
-    fn every_level_and_width_round_trips() {
-        for level in Level::ALL {
-            for width in (1..=64).filter(|width| level.accepts(*width)) {
-                let width = u8::try_from(width).unwrap();
-                let record = sample(level, width, vec![9; usize::from(width)]);
-                let decoded = decode(&bytes_of(&record, width - 1), true).unwrap();
-                assert_eq!(decoded.record, record);
-                assert_eq!(decoded.member, MemberIndex(width - 1));
-            }
-        }
-    }
-
-    #[test]
-    fn a_full_history_and_the_longest_engine_record_fit() {
-        let mut record = sample(Level::Raid6, 64, vec![7; ENGINE_RECORD_BYTES]);
-        for n in 0..100 {
-            record.history.push(Uuid::from_u128(1000 + n));
-        }
-        assert_eq!(record.history.ids.len(), HISTORY_MAX);
-        assert_eq!(record.history.epoch, 102);
-        assert!(record.history.descends_from(Uuid::from_u128(1068)));
-        assert!(!record.history.descends_from(Uuid::from_u128(1067)));
-        assert_eq!(decode(&bytes_of(&record, 0), true).unwrap().record, record);
-    }
-
-    #[test]
-    fn every_single_bit_damage_is_refused() {
-        let bytes = bytes_of(&sample(Level::Raid5, 4, vec![1, 2, 3]), 2);
-        let mut damaged = bytes.clone();
-        for bit in 0..bytes.len() * 8 {
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                decode(&damaged, false).is_err(),
-                "bit {bit} does not matter"
-            );
-            damaged[bit / 8] ^= 1 << (bit % 8);
-        }
-        assert!(decode(&damaged, false).is_ok());
-    }
-
-    #[test]
-    fn a_torn_superblock_is_refused() {
-        let old = bytes_of(&sample(Level::Raid5, 4, vec![1; 600]), 2);
-        let record = PoolRecord {
-            sequence: 79,
-            ..sample(Level::Raid5, 4, vec![2; 600])
-        };
-        let new = bytes_of(&record, 2);
-        for sectors in 1..16 {
-            let torn = [&new[..sectors * 512], &old[sectors * 512..]].concat();
-            let other = [&old[..sectors * 512], &new[sectors * 512..]].concat();
-            for bytes in [torn, other] {
-                assert!(bytes == old || bytes == new || decode(&bytes, true).is_err());
-            }
-        }
-    }
-
-    #[test]
-    fn unknown_features_are_refused_as_far_as_they_must() {
-        let good = bytes_of(&sample(Level::Raid1, 2, vec![]), 0);
-        let changed = |at: usize| {
-            let mut bytes = good.clone();
-            bytes[at + 3] = 1;
-            with_crc(bytes)
-        };
-        let never = Err(Absence::Newer { readable: false });
-        for writable in [false, true] {
-            assert_eq!(decode(&changed(AT_VERSION), writable), never);
-            assert_eq!(decode(&changed(AT_INCOMPAT), writable), never);
-            assert!(decode(&changed(AT_COMPAT), writable).is_ok());
-        }
-        let read_only = changed(AT_READ_ONLY_COMPAT);
-        assert!(decode(&read_only, false).is_ok());
-        assert_eq!(
-            decode(&read_only, true),
-            Err(Absence::Newer { readable: true })
-        );
-    }
-
-    proptest! {
-        /// A checksum that matches does not excuse nonsense: nothing panics,
-        /// and what is accepted can be written and read back the same.
-        #[test]
-        fn forged_fields_never_panic(changes in prop::collection::vec((0..AT_ENGINE, any::<u8>()), 1..8)) {
-            let mut bytes = bytes_of(&sample(Level::Raid6, 5, vec![3; 40]), 1);
-            for (at, value) in changes {
-                bytes[at] = value;
-            }
-            if let Ok(superblock) = decode(&with_crc(bytes), true) {
-                let again = bytes_of(&superblock.record, superblock.member.0);
-                prop_assert_eq!(decode(&again, true).unwrap(), superblock);
-            }
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..LENGTH + 1)) {
-            prop_assert!(decode(&bytes, true).is_err());
-        }
-    }
-
-    /// The format's first version, byte for byte. The file is never edited;
-    /// a new version gets a new one.
-    #[test]
-    fn the_golden_image_is_what_is_written_and_read() {
-        let golden = include_bytes!("../../testdata/format/superblock-1.bin");
-        let mut record = sample(Level::Raid6, 5, (0..200).collect());
-        record.history.push(Uuid::from_u128(0x33));
-        assert_eq!(decode(golden, true).unwrap().record, record);
-        assert!(bytes_of(&record, 3) == golden, "the encoding has changed");
-    }
-}
+mod tests;

@@ -83,40 +83,66 @@ pub(crate) fn copy_offsets(sequence: u64, size_bytes: u64) -> [u64; 2] {
     [parity, size_bytes - SUPERBLOCK_AREA_BYTES + parity]
 }
 
-/// What the superblocks say about a member's use.
+/// What the superblocks say about a row of the member table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Holds everything it should.
+    /// A layout's member that holds everything it should.
     InSync,
-    /// An operation on it failed.
+    /// A layout's member; an operation on it failed.
     Failed,
-    /// It was not there when the pool was opened.
+    /// A layout's member that was not there when the pool was opened.
     Absent,
-    /// It came back without writes it should have had.
+    /// A layout's member that came back without writes it should have had.
     Stale,
+    /// Holds nothing and waits.
+    Spare,
+    /// Is being filled with what this layout's member holds or should hold.
+    Target(MemberIndex),
+    /// Nobody's row, to be used again.
+    Vacant,
 }
 
 impl Standing {
-    pub(crate) const ALL: [Standing; 4] = [
-        Standing::InSync,
-        Standing::Failed,
-        Standing::Absent,
-        Standing::Stale,
-    ];
-
-    pub(crate) const fn code(self) -> u8 {
+    /// The bytes on disk: a code, and whom a target is for.
+    pub(crate) const fn codes(self) -> [u8; 2] {
         match self {
-            Standing::InSync => 1,
-            Standing::Failed => 2,
-            Standing::Absent => 3,
-            Standing::Stale => 4,
+            Standing::InSync => [1, 0],
+            Standing::Failed => [2, 0],
+            Standing::Absent => [3, 0],
+            Standing::Stale => [4, 0],
+            Standing::Spare => [5, 0],
+            Standing::Target(of) => [6, of.0],
+            Standing::Vacant => [7, 0],
         }
     }
 
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|standing| standing.code() == code)
+    pub(crate) const fn from_codes(codes: [u8; 2]) -> Option<Self> {
+        match codes[0] {
+            1 => Some(Standing::InSync),
+            2 => Some(Standing::Failed),
+            3 => Some(Standing::Absent),
+            4 => Some(Standing::Stale),
+            5 => Some(Standing::Spare),
+            6 => Some(Standing::Target(MemberIndex(codes[1]))),
+            7 => Some(Standing::Vacant),
+            _ => None,
+        }
+    }
+
+    /// Whether rows of this standing can be columns of a layout.
+    pub(crate) const fn is_of_layouts(self) -> bool {
+        !matches!(
+            self,
+            Standing::Spare | Standing::Target(_) | Standing::Vacant
+        )
+    }
+
+    /// Whether whoever stands like this gets every superblock.
+    pub(crate) const fn is_written(self) -> bool {
+        matches!(
+            self,
+            Standing::InSync | Standing::Target(_) | Standing::Spare
+        )
     }
 }
 
@@ -129,6 +155,17 @@ pub(crate) struct MemberRecord {
     pub(crate) standing: Standing,
     /// The sequence whose superblock changed the standing.
     pub(crate) changed_at: u64,
+}
+
+impl MemberRecord {
+    /// A row that nobody has.
+    pub(crate) const VACANT: MemberRecord = MemberRecord {
+        uuid: Uuid::nil(),
+        size_bytes: 0,
+        slot_count: 0,
+        standing: Standing::Vacant,
+        changed_at: 0,
+    };
 }
 
 /// The membership changes, newest first: the ids of the last
@@ -185,16 +222,44 @@ pub(crate) struct PoolRecord {
 }
 
 impl PoolRecord {
-    /// The members that do not count as in sync.
+    /// The layouts' members that do not count as in sync.
     pub(crate) fn not_in_sync(&self) -> MemberSet {
+        self.layout_members()
+            .difference(self.standing(|standing| standing == Standing::InSync))
+    }
+
+    /// Rows by their standing.
+    pub(crate) fn standing(&self, wanted: impl Fn(Standing) -> bool) -> MemberSet {
         self.indices()
-            .filter(|index| self.members[index.index()].standing != Standing::InSync)
+            .filter(|index| wanted(self.members[index.index()].standing))
             .collect()
     }
 
-    /// Every member's index.
+    /// Every row's index, vacant ones included.
     pub(crate) fn indices(&self) -> impl Iterator<Item = MemberIndex> + use<> {
         MemberSet::first(self.members.len()).iter()
+    }
+
+    /// The rows that are columns of a layout.
+    pub(crate) fn layout_members(&self) -> MemberSet {
+        self.layouts.iter().fold(MemberSet::EMPTY, |all, layout| {
+            all.union(layout.member_set())
+        })
+    }
+
+    /// The row of a device, by its identity.
+    pub(crate) fn row_of(&self, uuid: Uuid) -> Option<MemberIndex> {
+        self.indices().find(|index| {
+            let row = &self.members[index.index()];
+            row.uuid == uuid && row.standing != Standing::Vacant
+        })
+    }
+
+    /// Segments that all the layouts' members have room for.
+    pub(crate) fn slot_count(&self) -> u32 {
+        let slots = self.layout_members().iter();
+        let slots = slots.map(|index| self.members[index.index()].slot_count);
+        slots.min().unwrap_or(0)
     }
 
     /// The layout for new segments.

@@ -10,7 +10,7 @@ use std::{
 
 use tessera_raid::{
     Array, CreateSpec, Level, MemberIndex, MemberState, MemoryWitness, OpenOptions, Placement,
-    RaidError, SegmentRead, Sizes, SlotIndex, StripeWrite,
+    RaidError, SegmentRead, Sizes, SlotIndex, Source, StripeWrite,
     device::{
         AlignedBuf, Backend,
         sim::{SimSnapshot, SimWorld},
@@ -67,6 +67,7 @@ pub fn spec(level: Level, paths: &[PathBuf]) -> CreateSpec {
             segment_data_bytes_target: u32::try_from(data_units).unwrap() * UNIT * STRIPES,
             journal_bytes: Some(JOURNAL),
         },
+        stall_limit: Duration::ZERO,
     }
 }
 
@@ -76,6 +77,8 @@ pub fn options() -> OpenOptions {
         force: false,
         lock_patience: Duration::ZERO,
         stall_limit: Duration::ZERO,
+        read_errors_per_hour: u32::MAX,
+        ..OpenOptions::default()
     }
 }
 
@@ -146,6 +149,28 @@ impl Pool {
         let array = self.open().unwrap();
         array.commit(&array.engine_record(), false).unwrap();
         array
+    }
+
+    /// Adds a device that is nobody's yet.
+    pub fn add_device(&self, name: &str, size_bytes: u64) -> PathBuf {
+        let path = PathBuf::from(name);
+        self.world.add_device(&path, size_bytes);
+        path
+    }
+
+    /// Where the members are according to the witness.
+    pub fn known_paths(&self) -> Vec<PathBuf> {
+        let record = self.witness.record().unwrap();
+        record
+            .members
+            .into_iter()
+            .map(|member| member.path)
+            .collect()
+    }
+
+    /// Opens as the pool's directory says.
+    pub fn open_known(&self) -> Result<Array, RaidError> {
+        self.open_with(&self.known_paths(), &options())
     }
 
     pub fn path(&self, member: usize) -> &Path {
@@ -292,6 +317,59 @@ pub fn survivable(array: &Array) -> Vec<Vec<usize>> {
     });
     sets.map(|set| (0..width).filter(|n| set >> n & 1 == 1).collect())
         .collect()
+}
+
+/// Every stripe of some slots onto a target, in two steps a slot; then
+/// durable.
+pub fn rebuild(array: &Array, target: MemberIndex, slots: &[u32]) -> Result<(), RaidError> {
+    for slot in slots {
+        let stripes = array.stripes_per_segment();
+        array.rebuild_stripes(target, &at(*slot), 0..stripes / 2)?;
+        array.rebuild_stripes(target, &at(*slot), stripes / 2..stripes)?;
+    }
+    array.sync()
+}
+
+pub fn new_device(path: &Path) -> Source {
+    Source::NewDevice {
+        path: path.to_owned(),
+        force: false,
+    }
+}
+
+/// Runs `act` from the present state with the power cut at its first
+/// operation, its second, and so on; `check` sees each outcome with the power
+/// on again. Returns after `act` ran to its end uncut.
+pub fn cut_everywhere<T>(
+    pool: &mut Pool,
+    act: impl Fn(&Pool) -> T,
+    mut check: impl FnMut(&Pool, T, String),
+) {
+    let before = pool.snapshot();
+    for variant in 0..3 {
+        for operation in 1.. {
+            pool.restore(&before);
+            pool.world.reseed(1000 * operation + variant);
+            pool.world.cut_after(operation);
+            let result = act(pool);
+            let was_cut = !pool.world.has_power();
+            pool.world.cut_after(0);
+            if was_cut {
+                pool.world.power_on();
+            } else {
+                pool.world.kill_process();
+            }
+            check(
+                pool,
+                result,
+                format!("operation {operation}, variant {variant}"),
+            );
+            if !was_cut {
+                assert!(operation > 1, "something must have been cut");
+                break;
+            }
+        }
+    }
 }
 
 pub fn index(member: usize) -> MemberIndex {

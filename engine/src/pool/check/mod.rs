@@ -183,7 +183,9 @@ impl<'a> Check<'a> {
         }
         for member in self.array.status().members {
             let state = match member.state {
-                MemberState::Online => continue,
+                MemberState::Online | MemberState::Spare => continue,
+                MemberState::Rebuilding { .. } => "is being rebuilt",
+                MemberState::Replacing { .. } => "is to replace another",
                 MemberState::Failed => "has failed",
                 MemberState::Missing => "is missing",
             };
@@ -202,12 +204,12 @@ impl<'a> Check<'a> {
             .status()
             .members
             .iter()
-            .filter(|member| member.errors > 0)
+            .filter(|member| member.errors() > 0)
         {
             let (index, path) = (member.index, member.path.display());
             self.problem(format!(
                 "Member {index} ({path}) failed {} reads",
-                member.errors
+                member.errors()
             ));
         }
     }
