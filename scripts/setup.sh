@@ -50,6 +50,8 @@ need_test() {
     need mkfs.btrfs btrfs-progs
     need fstrim util-linux
     need qemu-io qemu-utils
+    need systemd-socket-activate systemd
+    need groff groff-base
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
 }
 

@@ -246,6 +246,8 @@ mod tests {
             ("tessera serve d --drain-timeout soon", "soon"),
             ("tessera serve d --daemon --foreground", "--foreground"),
             ("tessera serve d --log-file f", "--daemon"),
+            ("tessera serve d --tls-allow vm1", "vm1=guest1"),
+            ("tessera serve d --tls maybe", "maybe"),
             ("tessera config check", "FILE"),
             ("tessera completions klingon", "klingon"),
         ] {

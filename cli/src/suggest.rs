@@ -15,10 +15,21 @@ pub(crate) fn closest<'a>(
 ) -> Option<&'a str> {
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .map(|candidate| (likeness(name, candidate), candidate))
         .filter(|(likeness, candidate)| *likeness >= ALIKE && *candidate != name)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, candidate)| candidate)
+}
+
+/// How alike two names are, from 0 to 1. The measure for names is too strict
+/// with short ones, in which one slip of the fingers is a third of the name.
+fn likeness(name: &str, candidate: &str) -> f64 {
+    let alike = strsim::jaro_winkler(name, candidate);
+    if name.chars().count() > 1 && strsim::osa_distance(name, candidate) == 1 {
+        alike.max(ALIKE)
+    } else {
+        alike
+    }
 }
 
 /// Adds to a failure to find the volume `name` which one may have been meant.
@@ -54,6 +65,7 @@ mod tests {
         let names = ["vm1", "web", "database"];
         assert_eq!(closest("vm", names), Some("vm1"));
         assert_eq!(closest("databse", names), Some("database"));
+        assert_eq!(closest("wbe", names), Some("web"));
         assert_eq!(closest("WEB-SERVER", names), None);
         assert_eq!(closest("zzz", names), None);
         assert_eq!(closest("x", []), None);

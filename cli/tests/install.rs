@@ -41,6 +41,15 @@ fn everything_is_installed_below_the_prefix_and_goes_again() {
     }
     let page = fs::read_to_string(prefix.join("share/man/man1/tessera-serve.1")).unwrap();
     assert!(page.contains("tessera serve tank"), "{page}");
+    if requires(&["groff"]) {
+        let pages = prefix.join("share/man/man1");
+        for page in fs::read_dir(pages).unwrap() {
+            let page = text(&page.unwrap().path());
+            let ran = tool("groff", &["-man", "-Tutf8", "-ww", &page]);
+            assert_eq!(ran.stderr, "", "{page}");
+            assert!(ran.ok().contains("problems"), "{page}");
+        }
+    }
     for unit in ["service", "socket"] {
         let path = prefix.join(format!("lib/systemd/system/tessera@.{unit}"));
         let unit = fs::read_to_string(path).unwrap();
@@ -59,4 +68,13 @@ fn pages_go_to_a_directory_that_exists() {
     let root = scratch();
     tessera(["man", &text(root.path())]).ok();
     assert!(root.path().join("tessera-pool-create.1").exists());
+}
+#[test]
+fn the_container_is_served_what_its_configuration_says() {
+    let config = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/install/container.toml"
+    );
+    let json = tessera(["config", "check", config, "--json"]).json();
+    assert_eq!(json["endpoints"][1]["listen"], "0.0.0.0:10809");
 }

@@ -58,6 +58,8 @@ fn volumes_live_the_same_life_stopped_and_served() {
         &["rename", "vm1", "web", "--json"],
         &["show", "vm1"],
         &["delete", "web", "--dry-run"],
+        &["delete", "web", "--dry-run", "--json"],
+        &["delete", "wbe"],
         &["delete", "web"],
         &["delete", "web"],
         &["list", "--json"],
@@ -111,6 +113,12 @@ fn volumes_live_the_same_life_stopped_and_served() {
     );
     assert!(next().refused().contains("vm1"));
     assert!(next().ok().contains("Would delete web"));
+    let plan = next().json();
+    assert_eq!(
+        (&plan["name"], &plan["deleted"]),
+        (&"web".into(), &false.into())
+    );
+    assert!(next().refused().contains("did you mean web?"));
     let deleted = next();
     assert_eq!((deleted.code, deleted.stdout.as_str()), (Some(0), ""));
     assert!(next().refused().contains("web"));

@@ -222,6 +222,33 @@ fn real_clients_copy_in_and_out_under_tls() {
 }
 
 #[test]
+fn renewed_certificates_are_shown_to_the_next_client() {
+    if !requires(&["nbdinfo"]) {
+        return;
+    }
+    let fixture = Fixture::new();
+    let served = fixture.serve(TlsMode::Required, true, &[("secret", "alice")]);
+    assert!(fixture.sees(&served, "open", Some("alice")));
+    assert!(!fixture.sees(&served, "secret", Some("bob")));
+
+    // Another authority altogether, and another list.
+    let other = Authority::new();
+    let (certificate, key) = other.certify("localhost", 2100);
+    fixture.put("server.pem", &certificate);
+    fixture.put("server.key", &key);
+    fixture.put("ca.pem", &other.pem);
+    let (certificate, key) = other.certify("carol", 2100);
+    fixture.client("carol", &other, &certificate, &key);
+    let lists = BTreeMap::from([("secret".to_owned(), vec!["carol".to_owned()])]);
+    let renewed = Tls::load(TlsMode::Allowed, &fixture.files(true), lists).unwrap();
+    assert!(served.server.renew_tls(renewed));
+    assert!(!fixture.sees(&served, "open", Some("alice")));
+    assert!(fixture.sees(&served, "secret", Some("carol")));
+    // The mode stays.
+    assert!(!fixture.sees(&served, "open", None));
+}
+
+#[test]
 fn without_tls_a_server_that_requires_it_shows_nothing() {
     if !requires(&["nbdinfo"]) {
         return;

@@ -14,8 +14,9 @@ pub(crate) const EXAMPLE: &str = include_str!("../../../docs/install/tessera.tom
 ///
 /// Reads the file as 'tessera serve --config' does and shows what would hold,
 /// defaults included. An unknown key, a wrong value and an address that cannot
-/// be one are named with their line. Nothing else is opened, so that a file can
-/// be checked while the server it is for runs; SIGHUP then takes it over.
+/// be one are named with their line. Certificates and keys are read and have to
+/// be good. Nothing else is opened, so that a file can be checked while the
+/// server it is for runs; SIGHUP then takes it over.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tessera config check tank.toml\n  \
@@ -32,6 +33,7 @@ pub(crate) struct Check {
 impl Check {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let settings = Settings::of_file(&self.file)?;
+        settings.load_tls()?;
         if self.json {
             output::print_json(&settings)
         } else {
@@ -66,6 +68,17 @@ fn render(settings: &Settings) -> anyhow::Result<String> {
         "Connections",
         format!("at most {}", settings.max_connections),
     );
+    if let Some(tls) = &settings.tls {
+        let who = match (tls.required, &tls.client_authority) {
+            (true, None) => "required",
+            (true, Some(_)) => "required, clients show certificates",
+            (false, None) => "for those that ask for it",
+            (false, Some(_)) => "for those that ask for it, with certificates of their own",
+        };
+        line("TLS", who.to_owned());
+    } else {
+        line("TLS", "off".to_owned());
+    }
     if let Some(mount) = &settings.mount {
         let others = if mount.allow_other {
             ", for other users too"

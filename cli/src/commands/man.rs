@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -36,6 +37,10 @@ impl Man {
     }
 }
 
+/// What every command ends with.
+const EXIT_STATUS: &str =
+    "0 done; 1 failed, with one sentence on standard error; 2 a check found problems.";
+
 /// Every page's file name and text.
 fn pages() -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let mut command = Cli::command().disable_help_subcommand(true);
@@ -51,13 +56,7 @@ fn add(command: &Command, pages: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<
         .get_display_name()
         .unwrap_or_else(|| command.get_name())
         .to_owned();
-    let page = Page::new(command.clone())
-        .title(&name)
-        .manual("Tessera")
-        .section("1");
-    let mut text = Vec::new();
-    page.render(&mut text)
-        .context("A manual page cannot be made")?;
+    let text = render(command, &name).context("A manual page cannot be made")?;
     let file = Path::new(&name).with_extension("1");
     pages.push((file.to_string_lossy().into_owned(), text));
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
@@ -66,9 +65,55 @@ fn add(command: &Command, pages: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<
     Ok(())
 }
 
+fn render(command: &Command, name: &str) -> io::Result<Vec<u8>> {
+    let page = Page::new(command.clone())
+        .title(name)
+        .source(concat!("Tessera ", env!("CARGO_PKG_VERSION")))
+        .manual("Tessera")
+        .section("1");
+    let mut text = Vec::new();
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    if command.has_subcommands() {
+        page.render_subcommands_section(&mut text)?;
+    }
+    if let Some(examples) = command.get_after_help() {
+        writeln!(text, ".SH EXAMPLES")?;
+        // As they stand: a command line is not to be filled up.
+        writeln!(text, ".nf")?;
+        let examples = examples.to_string();
+        for line in examples.lines().filter(|line| !line.starts_with("Example")) {
+            writeln!(text, "{}", escaped(line))?;
+        }
+        writeln!(text, ".fi")?;
+    }
+    writeln!(text, ".SH EXIT STATUS\n{}", escaped(EXIT_STATUS))?;
+    Ok(text)
+}
+
+/// A line that roff shows as it is.
+fn escaped(line: &str) -> String {
+    let line = line.replace('\\', "\\e").replace('-', "\\-");
+    // At the start of a line these would begin a request.
+    if line.starts_with(['.', '\'']) {
+        format!("\\&{line}")
+    } else {
+        line
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_line_of_an_example_is_a_request() {
+        assert_eq!(escaped(".x -y"), "\\&.x \\-y");
+        assert_eq!(escaped("'a' \\"), "\\&'a' \\e");
+    }
 
     #[test]
     fn every_command_has_a_page_with_its_examples() {
@@ -87,10 +132,9 @@ mod tests {
             let text = String::from_utf8(text.clone()).unwrap();
             assert!(text.contains(".SH SYNOPSIS"), "{name}:\n{text}");
             assert!(!text.contains("detached"), "{name} shows what is hidden");
-            if text.contains(".SH SUBCOMMANDS") && name != "tessera.1" {
-                continue;
+            if !text.contains(".SH SUBCOMMANDS") || name == "tessera.1" {
+                assert!(text.contains(".SH EXAMPLES"), "{name}:\n{text}");
             }
-            assert!(text.contains("Example"), "{name}:\n{text}");
         }
     }
 }

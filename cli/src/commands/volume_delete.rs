@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
+use tessera_engine::api::VolumeInfo;
 
 use crate::{
     access::{self, Intent},
@@ -26,29 +28,50 @@ pub(crate) struct Delete {
     /// Say what would be deleted and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Show the volume as JSON, and whether it was deleted
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` shows.
+#[derive(Debug, Serialize)]
+struct Answer {
+    /// It is gone; otherwise it would have gone.
+    deleted: bool,
+    #[serde(flatten)]
+    volume: VolumeInfo,
 }
 
 impl Delete {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
-        if self.dry_run {
-            let volume = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
-                Ok(suggest::volume(pool, &self.name, pool.volume(&self.name))?)
-            })?;
-            return output::print(&format!(
-                "Would delete {}: {}, of which {} are mapped\n",
-                volume.name,
-                size::format(volume.size_bytes),
-                size::format(volume.logical_bytes)
-            ));
-        }
-        access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            Ok(suggest::volume(
-                pool,
-                &self.name,
-                pool.delete_volume(&self.name),
-            )?)
+        let intent = if self.dry_run {
+            Intent::Look
+        } else {
+            Intent::Change
+        };
+        let answer = access::with_pool(&self.dir, intent, globals.io(), |pool| {
+            let volume = suggest::volume(pool, &self.name, pool.volume(&self.name))?;
+            if !self.dry_run {
+                pool.delete_volume(&self.name)?;
+            }
+            Ok(Answer {
+                deleted: !self.dry_run,
+                volume,
+            })
         })?;
-        output::remark(&format!("Deleted {}", self.name));
-        Ok(())
+        if self.json {
+            return output::print_json(&answer);
+        }
+        let volume = &answer.volume;
+        if answer.deleted {
+            output::remark(&format!("Deleted {}", volume.name));
+            return Ok(());
+        }
+        output::print(&format!(
+            "Would delete {}: {}, of which {} are mapped\n",
+            volume.name,
+            size::format(volume.size_bytes),
+            size::format(volume.logical_bytes)
+        ))
     }
 }

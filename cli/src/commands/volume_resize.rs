@@ -1,8 +1,9 @@
 //! `tessera volume resize`: grow a volume, or shrink it when told to.
 
-use std::path::PathBuf;
+use std::{cmp::Ordering, path::PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 
 use super::volume_show;
 use crate::{
@@ -66,23 +67,43 @@ impl Resize {
         let volume = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
             Ok(suggest::volume(pool, &self.name, pool.volume(&self.name))?)
         })?;
+        if self.size < volume.size_bytes && !self.force {
+            let message = format!(
+                "Shrinking {} from {} to {} loses what lies beyond: add --force",
+                volume.name,
+                size::format(volume.size_bytes),
+                size::format(self.size)
+            );
+            return Err(Failure::new(Kind::InvalidArgument, message).into());
+        }
+        if self.json {
+            return output::print_json(&Plan {
+                name: volume.name,
+                size_bytes: volume.size_bytes,
+                new_size_bytes: self.size,
+                resized: false,
+            });
+        }
         let (name, old, new) = (
             &volume.name,
             size::format(volume.size_bytes),
             size::format(self.size),
         );
         output::print(&match self.size.cmp(&volume.size_bytes) {
-            std::cmp::Ordering::Equal => format!("{name} is {old} already: nothing would change\n"),
-            std::cmp::Ordering::Greater => format!("Would grow {name} from {old} to {new}\n"),
-            std::cmp::Ordering::Less if self.force => {
+            Ordering::Equal => format!("{name} is {old} already: nothing would change\n"),
+            Ordering::Greater => format!("Would grow {name} from {old} to {new}\n"),
+            Ordering::Less => {
                 format!("Would shrink {name} from {old} to {new} and lose what lies beyond\n")
-            }
-            std::cmp::Ordering::Less => {
-                let message = format!(
-                    "Shrinking {name} from {old} to {new} loses what lies beyond: add --force"
-                );
-                return Err(Failure::new(Kind::InvalidArgument, message).into());
             }
         })
     }
+}
+
+/// What `--dry-run --json` shows.
+#[derive(Debug, Serialize)]
+struct Plan {
+    name: String,
+    size_bytes: u64,
+    new_size_bytes: u64,
+    resized: bool,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tessera_engine::disk::Disk;
 
 use super::shared::Shared;
-use super::tls;
+use super::tls::{self, Tls};
 use crate::protocol::{ExportInfo, Exports};
 
 /// Who asks.
@@ -27,12 +27,23 @@ impl Client {
 /// The catalogue under the server's options.
 pub(crate) struct CatalogExports<'a> {
     shared: &'a Shared,
+    /// As it was when the client came, whatever is renewed meanwhile.
+    tls: Option<Arc<Tls>>,
     client: Client,
 }
 
 impl<'a> CatalogExports<'a> {
     pub(crate) fn new(shared: &'a Shared, client: Client) -> Self {
-        Self { shared, client }
+        Self {
+            shared,
+            tls: shared.tls(),
+            client,
+        }
+    }
+
+    /// The TLS that it came under.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
     }
 
     /// Who asks.
@@ -41,7 +52,7 @@ impl<'a> CatalogExports<'a> {
     }
 
     fn admits(&self, name: &str) -> bool {
-        match (&self.shared.options.tls, &self.client) {
+        match (&self.tls, &self.client) {
             (Some(tls), Client::Network(names)) => tls.admits(name, names),
             (None, _) | (_, Client::Local) => true,
         }

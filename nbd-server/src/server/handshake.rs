@@ -7,7 +7,7 @@ use super::buffers::SMALL_BYTES;
 use super::exports::{CatalogExports, Client};
 use super::outbox::{Outbox, Wake};
 use super::shared::Shared;
-use super::tls::TlsMode;
+use super::tls::{Tls, TlsMode};
 use crate::protocol::negotiation::Closed;
 use crate::protocol::{Agreement, Encryption, Negotiation, Step};
 
@@ -33,14 +33,14 @@ pub(crate) enum Outcome {
 
 /// Negotiates with a client that has just connected.
 pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox, client: Client) -> io::Result<Outcome> {
-    let encryption = match (&shared.options.tls, &client) {
+    let mut exports = CatalogExports::new(shared, client);
+    let encryption = match (exports.tls(), exports.client()) {
         (None, _) | (_, Client::Local) => Encryption::Unavailable,
         (Some(tls), Client::Network(_)) => match tls.mode {
             TlsMode::Allowed => Encryption::Offered,
             TlsMode::Required => Encryption::Required,
         },
     };
-    let mut exports = CatalogExports::new(shared, client);
     let mut deadline = Instant::now() + shared.options.handshake_timeout;
     let mut output = Vec::new();
     let mut input = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn negotiate(shared: &Shared, outbox: &Outbox, client: Client) -> io:
                 // Whatever came in the clear behind the request is not the
                 // client's, or not meant to be trusted.
                 input.clear();
-                match start_tls(shared, outbox, deadline)? {
+                match start_tls(exports.tls(), outbox, deadline)? {
                     Handshake::Done => {}
                     Handshake::Gone => return Ok(Outcome::Gone),
                     Handshake::TimedOut => return Ok(Outcome::TimedOut),
@@ -116,8 +116,7 @@ enum Handshake {
     TimedOut,
 }
 
-fn start_tls(shared: &Shared, outbox: &Outbox, deadline: Instant) -> io::Result<Handshake> {
-    let tls = shared.options.tls.as_ref();
+fn start_tls(tls: Option<&Tls>, outbox: &Outbox, deadline: Instant) -> io::Result<Handshake> {
     let config = &tls.expect("TLS is only offered where there is one").config;
     let transport = outbox.transport();
     transport.start_tls(config.clone())?;

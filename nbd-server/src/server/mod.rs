@@ -132,6 +132,13 @@ impl Server {
         self.listen(|| listener::adopt(socket, tls, options.in_the_clear))
     }
 
+    /// Puts other certificates, authorities and lists of clients in place of
+    /// those in use, for clients that come from now on; the mode stays as it
+    /// was. Tells whether the server speaks TLS at all.
+    pub fn renew_tls(&self, tls: Tls) -> bool {
+        self.shared.renew_tls(tls)
+    }
+
     /// Stops accepting at the endpoint of this URI, as it was returned when
     /// listening began. Clients that are connected stay. Tells whether there
     /// was such an endpoint.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use tessera_engine::disk::DiskCatalog;
 
 use super::ServerOptions;
@@ -13,6 +13,7 @@ use super::buffers::BufferPool;
 use super::helpers::Helpers;
 use super::outbox::Outbox;
 use super::stats::Stats;
+use super::tls::Tls;
 
 /// Shared state.
 pub(crate) struct Shared {
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<BufferPool>,
     pub(crate) helpers: Helpers,
     draining: AtomicBool,
+    /// What clients that come now get; replaced when certificates are renewed.
+    tls: RwLock<Option<Arc<Tls>>>,
     registry: Mutex<Registry>,
     left: Condvar,
 }
@@ -40,6 +43,7 @@ pub(crate) struct Seat {
 
 impl Shared {
     pub(crate) fn new(catalog: Arc<dyn DiskCatalog>, options: ServerOptions) -> Arc<Self> {
+        let tls = options.tls.clone().map(Arc::new);
         let pool = BufferPool::new(options.window_bytes, options.buffer_bytes);
         Arc::new(Self {
             catalog,
@@ -48,9 +52,27 @@ impl Shared {
             pool,
             helpers: Helpers::new(),
             draining: AtomicBool::new(false),
+            tls: RwLock::new(tls),
             registry: Mutex::default(),
             left: Condvar::new(),
         })
+    }
+
+    /// TLS as it is now.
+    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.read().clone()
+    }
+
+    /// Puts other certificates and lists in place of those in use; the mode
+    /// stays. Tells whether there is TLS at all.
+    pub(crate) fn renew_tls(&self, mut new: Tls) -> bool {
+        let mut tls = self.tls.write();
+        let Some(old) = tls.as_ref() else {
+            return false;
+        };
+        new.mode = old.mode;
+        *tls = Some(Arc::new(new));
+        true
     }
 
     /// Whether the server is shutting down.

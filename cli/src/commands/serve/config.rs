@@ -5,6 +5,7 @@
 //! file disturbs no server.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::File,
     io::Read,
@@ -17,6 +18,8 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, Visitor},
 };
+
+use clap::ValueEnum;
 
 use crate::{args::IoArg, logging::Level, size, suggest};
 
@@ -38,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) log_file: Option<PathBuf>,
     #[serde(default)]
     pub(crate) nbd: NbdConfig,
+    #[serde(default)]
+    pub(crate) tls: TlsConfig,
     pub(crate) mount: Option<MountConfig>,
 }
 
@@ -50,6 +55,34 @@ pub(crate) struct NbdConfig {
     /// `HOST:PORT` each.
     pub(crate) listen: Vec<String>,
     pub(crate) max_connections: Option<NonZeroUsize>,
+    /// Listen to other machines without requiring TLS.
+    pub(crate) insecure: bool,
+}
+
+/// Encryption for clients over TCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TlsConfig {
+    pub(crate) mode: Option<TlsModeArg>,
+    /// The server's, then those that lead to its authority.
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    /// Authorities for clients.
+    pub(crate) client_authority: Option<PathBuf>,
+    /// By export, the names in certificates that may use it.
+    pub(crate) clients: BTreeMap<String, Vec<String>>,
+}
+
+/// Whether clients over TCP use TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TlsModeArg {
+    /// Nobody
+    Off,
+    /// Those that ask for it
+    Allowed,
+    /// Everybody
+    Required,
 }
 
 /// Where the volumes are files.
@@ -140,6 +173,9 @@ impl Config {
             .into_iter()
             .chain(&mut self.log_file)
             .chain(&mut self.nbd.sockets)
+            .chain(&mut self.tls.certificate)
+            .chain(&mut self.tls.key)
+            .chain(&mut self.tls.client_authority)
             .chain(mount);
         for path in paths {
             *path = base.join(&*path);
@@ -223,7 +259,7 @@ mod tests {
                 "line 3: ",
                 "did you mean sockets?",
             ),
-            ("pool = 'p'\n[tls]\n", "line 2: ", "tls"),
+            ("pool = 'p'\n[tsl]\n", "line 2: ", "did you mean tls?"),
             ("pool = 'p'\nlog = 'loud'\n", "line 2: ", "loud"),
             ("pool = 'p'\nmemory = '12Q'\n", "line 2: ", "1.5T"),
             ("pool = 'p'\nmemory = -1\n", "line 2: ", "not negative"),

@@ -33,9 +33,9 @@ use tessera_engine::{
     pool::{Pool, PoolOptions},
 };
 use tessera_fuse::{Mount as Mounted, MountOptions, Mountpoint};
-use tessera_nbd::{Server, ServerOptions};
+use tessera_nbd::{Server, ServerOptions, Tls};
 
-use self::{endpoints::Endpoints, settings::Settings};
+use self::{config::TlsModeArg, endpoints::Endpoints, settings::Settings};
 use crate::{
     access::{self, LocalPool, ServerInfo},
     activation,
@@ -63,14 +63,18 @@ use crate::{
 /// flush and close the pool; a second one ends the process at once. SIGHUP does
 /// the same, but reads the configuration again where there is one (--config).
 ///
-/// Over TCP there is neither encryption nor authentication: listen on a
-/// trusted network only.
+/// Over TCP, --tls-cert and --tls-key encrypt, --tls-client-ca lets only clients
+/// with a certificate in, and --tls-allow keeps an export for certain of them.
+/// An address that other machines can reach is refused without TLS, unless
+/// --insecure says that it is meant.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new(daemon::BACKGROUND).args([daemon::DAEMON, daemon::DETACHED]).multiple(true))]
 #[command(after_help = "Examples:\n  \
     tessera serve tank\n  \
     tessera serve tank --daemon --log-file /var/log/tessera-tank.log\n  \
     tessera serve tank --listen 127.0.0.1:10809 --memory 2G\n  \
+    tessera serve tank --listen 0.0.0.0:10809 --tls-cert server.pem --tls-key server.key \\\n    \
+    --tls-client-ca clients.pem --tls-allow vm1=guest1\n  \
     tessera serve tank --mount /mnt/tank\n  \
     tessera serve tank --socket /run/tank.sock --read-only\n  \
     tessera config example > tank.toml && tessera serve --config tank.toml")]
@@ -87,6 +91,25 @@ pub(crate) struct Serve {
     /// Listen on TCP; port 0 takes a free one; may be given several times
     #[arg(long, value_name = "HOST:PORT")]
     listen: Vec<String>,
+    /// Who uses TLS over TCP [default: required, where a certificate is given]
+    #[arg(long, value_name = "MODE", value_enum, help_heading = "TLS")]
+    tls: Option<TlsModeArg>,
+    /// The server's certificate, and those that lead to its authority (PEM)
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_key: Option<PathBuf>,
+    /// Let in only clients with a certificate of these authorities (PEM)
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    tls_client_ca: Option<PathBuf>,
+    /// Let only clients with this name in their certificate use EXPORT; may be
+    /// given several times
+    #[arg(long, value_name = "EXPORT=NAME", value_parser = allowed_client, help_heading = "TLS")]
+    tls_allow: Vec<(String, String)>,
+    /// Listen also to other machines without requiring TLS
+    #[arg(long, help_heading = "TLS")]
+    insecure: bool,
     /// Show the volumes as files too, on an existing directory
     #[arg(long, value_name = "MOUNTPOINT")]
     mount: Option<PathBuf>,
@@ -128,6 +151,7 @@ impl Serve {
             daemon::leave_session()?;
         }
         let settings = Settings::read(&self, globals)?;
+        let tls = settings.load_tls()?;
         let handed_on = activation::sockets()?;
         // Before the first thread: all of them inherit it. It keeps memory
         // reclaim from waiting for writes to our own disk; where it is not
@@ -163,6 +187,7 @@ impl Serve {
             command: &self,
             globals,
             settings,
+            tls,
             pool: &pool,
         };
         let served = serving.serve(mountpoint.as_ref(), handed_on, &mut signals);
@@ -173,12 +198,23 @@ impl Serve {
     }
 }
 
+/// An entry of an export's list of clients.
+fn allowed_client(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((export, name)) if !export.is_empty() && !name.is_empty() => {
+            Ok((export.to_owned(), name.to_owned()))
+        }
+        _ => Err("an export and a name in a certificate are expected, as in vm1=guest1".to_owned()),
+    }
+}
+
 /// A pool that is open, about to be served or being served.
 struct Serving<'a> {
     /// What a reload resolves again.
     command: &'a Serve,
     globals: &'a Globals,
     settings: Settings,
+    tls: Option<Tls>,
     pool: &'a Arc<Pool>,
 }
 
@@ -197,6 +233,8 @@ impl Serving<'_> {
             ServerOptions {
                 read_only,
                 max_connections: self.settings.max_connections.get(),
+                tls: self.tls.take(),
+                in_the_clear: self.settings.insecure,
                 ..ServerOptions::default()
             },
         ));
@@ -246,7 +284,7 @@ impl Serving<'_> {
             notify("READY=1");
             while signals.next() == Asked::Reload {
                 notify_reloading();
-                self.reload(&mut endpoints, defaulted);
+                self.reload(&server, &mut endpoints, defaulted);
                 notify("READY=1");
             }
             notify("STOPPING=1");
@@ -282,12 +320,14 @@ impl Serving<'_> {
 
     /// Reads the configuration again and does what it says as far as a server
     /// that serves can. Whatever is wrong leaves all as it was.
-    fn reload(&mut self, endpoints: &mut Endpoints, defaulted: bool) {
+    fn reload(&mut self, server: &Server, endpoints: &mut Endpoints, defaulted: bool) {
         let unchanged = |error: &anyhow::Error| {
             tracing::warn!("the configuration was not taken over: {error:#}");
         };
-        let new = match Settings::read(self.command, self.globals) {
-            Ok(new) => new,
+        let read = Settings::read(self.command, self.globals)
+            .and_then(|new| new.load_tls().map(|tls| (new, tls)));
+        let (new, tls) = match read {
+            Ok(read) => read,
             Err(error) => return unchanged(&error),
         };
         // What a start without any endpoint listened on stays until another is
@@ -305,6 +345,10 @@ impl Serving<'_> {
                 }
                 Err(error) => return unchanged(&error.into()),
             }
+        }
+        if let Some(tls) = tls {
+            // Where there was none, the mode is different, which is said below.
+            server.renew_tls(tls);
         }
         for name in self.settings.needing_a_start(&new) {
             tracing::warn!("{name} is different in the configuration: restart for it");

@@ -2,6 +2,8 @@
 //! open the configuration file, and for what that leaves open the defaults.
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     num::NonZeroUsize,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf, absolute},
@@ -10,11 +12,11 @@ use std::{
 
 use anyhow::Context;
 use serde::Serialize;
-use tessera_nbd::ServerOptions;
+use tessera_nbd::{ServerOptions, Tls, TlsFiles, TlsMode};
 
 use super::{
     Serve,
-    config::{Config, Memory, MountConfig, NbdConfig},
+    config::{Config, Memory, MountConfig, NbdConfig, TlsConfig, TlsModeArg},
 };
 use crate::{
     args::{Globals, IoArg},
@@ -43,6 +45,78 @@ pub(crate) enum Endpoint {
     Listen(String),
 }
 
+/// Encryption that there is, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct TlsSettings {
+    /// All clients over TCP need it, not only those that ask for it.
+    pub(crate) required: bool,
+    /// The server's certificate, then those that lead to its authority.
+    pub(crate) certificate: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
+    /// Authorities for clients; where given, clients must show a certificate.
+    pub(crate) client_authority: Option<PathBuf>,
+    /// By export, the names in certificates that may use it.
+    pub(crate) clients: BTreeMap<String, Vec<String>>,
+}
+
+impl TlsSettings {
+    fn resolve(config: TlsConfig, asked: TlsConfig) -> anyhow::Result<Option<Self>> {
+        let certificate = asked.certificate.or(config.certificate);
+        let key = asked.key.or(config.key);
+        let clients = if asked.clients.is_empty() {
+            config.clients
+        } else {
+            asked.clients
+        };
+        // Who gives a certificate and says no more means it.
+        let given = certificate.is_some() || key.is_some();
+        let mode = asked.mode.or(config.mode).unwrap_or(if given {
+            TlsModeArg::Required
+        } else {
+            TlsModeArg::Off
+        });
+        if mode == TlsModeArg::Off {
+            // A list that nobody would obey is worse than none.
+            if let Some(export) = clients.keys().next() {
+                return Err(wrong(format!(
+                    "Export {export} has a list of clients, which needs TLS: \
+                     turn it on, or take the list away"
+                )));
+            }
+            return Ok(None);
+        }
+        let (Some(certificate), Some(key)) = (certificate, key) else {
+            return Err(wrong(
+                "TLS needs the server's certificate and its key (--tls-cert and --tls-key, \
+                 or tls.certificate and tls.key)"
+                    .to_owned(),
+            ));
+        };
+        Ok(Some(Self {
+            required: mode == TlsModeArg::Required,
+            certificate,
+            key,
+            client_authority: asked.client_authority.or(config.client_authority),
+            clients,
+        }))
+    }
+
+    fn load(&self) -> anyhow::Result<Tls> {
+        let mode = if self.required {
+            TlsMode::Required
+        } else {
+            TlsMode::Allowed
+        };
+        let files = TlsFiles {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            client_authority: self.client_authority.clone(),
+        };
+        Ok(Tls::load(mode, &files, self.clients.clone())?)
+    }
+}
+
 /// Everything that can be set, resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Settings {
@@ -64,6 +138,10 @@ pub(crate) struct Settings {
     pub(crate) endpoints: Vec<Endpoint>,
     /// NBD connections at a time.
     pub(crate) max_connections: NonZeroUsize,
+    /// Other machines are listened to although they need no TLS.
+    pub(crate) insecure: bool,
+    /// Encryption, if there is any.
+    pub(crate) tls: Option<TlsSettings>,
     /// Where the volumes are files.
     pub(crate) mount: Option<MountConfig>,
 }
@@ -89,6 +167,14 @@ impl Settings {
                 sockets: command.socket.clone(),
                 listen: command.listen.clone(),
                 max_connections: None,
+                insecure: command.insecure,
+            },
+            tls: TlsConfig {
+                mode: command.tls,
+                certificate: command.tls_cert.clone(),
+                key: command.tls_key.clone(),
+                client_authority: command.tls_client_ca.clone(),
+                clients: lists(&command.tls_allow),
             },
             mount: command.mount.clone().map(|path| MountConfig {
                 path,
@@ -114,8 +200,12 @@ impl Settings {
         } else {
             &asked.nbd
         };
+        let tls = TlsSettings::resolve(config.tls, asked.tls)?;
+        let insecure = asked.nbd.insecure || config.nbd.insecure;
         let settings = Self {
             endpoints: endpoints(nbd)?,
+            insecure,
+            tls,
             pool: config.pool,
             read_only: asked.read_only || config.read_only,
             memory_bytes: asked
@@ -136,10 +226,42 @@ impl Settings {
                 .expect("the server has room for a connection"),
             mount: asked.mount.or(config.mount),
         };
+        settings.refuse_in_the_clear()?;
         if settings.drain_timeout_seconds > LONGEST_DRAIN_SECONDS {
             return Err(wrong("A drain takes at most 86400 seconds".to_owned()));
         }
         Ok(settings)
+    }
+
+    /// Others could read along, and write. A name is only known to be one of
+    /// another machine when it is listened on, which refuses it then.
+    fn refuse_in_the_clear(&self) -> anyhow::Result<()> {
+        if self.insecure || self.tls.as_ref().is_some_and(|tls| tls.required) {
+            return Ok(());
+        }
+        for endpoint in &self.endpoints {
+            let Endpoint::Listen(address) = endpoint else {
+                continue;
+            };
+            if address
+                .parse::<SocketAddr>()
+                .is_ok_and(|at| !at.ip().is_loopback())
+            {
+                return Err(wrong(format!(
+                    "{address} can be reached from other machines: require TLS (--tls required), \
+                     or say --insecure (insecure = true) if serving in the clear is meant"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads certificates and keys, and checks that they fit and are valid.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong with which file.
+    pub(crate) fn load_tls(&self) -> anyhow::Result<Option<Tls>> {
+        self.tls.as_ref().map(TlsSettings::load).transpose()
     }
 
     /// The endpoints, or the one that is there when none is asked for.
@@ -169,6 +291,12 @@ impl Settings {
                 "nbd.max_connections",
                 self.max_connections != new.max_connections,
             ),
+            ("nbd.insecure", self.insecure != new.insecure),
+            (
+                "tls.mode",
+                self.tls.as_ref().map(|tls| tls.required)
+                    != new.tls.as_ref().map(|tls| tls.required),
+            ),
             ("mount", self.mount != new.mount),
         ]
         .into_iter()
@@ -186,7 +314,16 @@ struct Asked {
     drain_timeout_seconds: Option<u32>,
     log_file: Option<PathBuf>,
     nbd: NbdConfig,
+    tls: TlsConfig,
     mount: Option<MountConfig>,
+}
+
+fn lists(pairs: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
+    let mut lists = BTreeMap::<String, Vec<String>>::new();
+    for (export, name) in pairs {
+        lists.entry(export.clone()).or_default().push(name.clone());
+    }
+    lists
 }
 
 fn nothing_but(dir: &Path) -> Config {
@@ -199,6 +336,7 @@ fn nothing_but(dir: &Path) -> Config {
         log: None,
         log_file: None,
         nbd: NbdConfig::default(),
+        tls: TlsConfig::default(),
         mount: None,
     }
 }
@@ -306,6 +444,48 @@ mod tests {
         let mut long = config();
         long.nbd.sockets = vec!["/".into(), format!("/{}", "x".repeat(107)).into()];
         assert!(Settings::resolve(long, Asked::default()).is_err());
+    }
+
+    #[test]
+    fn other_machines_need_tls_or_to_be_meant() {
+        let exposed = |tls: TlsConfig, insecure: bool| {
+            let mut config = config();
+            config.nbd.listen = vec!["0.0.0.0:10809".into(), "localhost:1".into()];
+            config.nbd.insecure = insecure;
+            config.tls = tls;
+            Settings::resolve(config, Asked::default())
+        };
+        let given = TlsConfig {
+            certificate: Some("c".into()),
+            key: Some("k".into()),
+            ..TlsConfig::default()
+        };
+        let allowed = TlsConfig {
+            mode: Some(TlsModeArg::Allowed),
+            ..given.clone()
+        };
+        assert!(exposed(TlsConfig::default(), false).is_err());
+        assert!(exposed(allowed.clone(), false).is_err());
+        assert!(exposed(allowed, true).is_ok());
+        // A certificate without a mode means that it is required.
+        assert!(exposed(given, false).unwrap().tls.unwrap().required);
+    }
+
+    #[test]
+    fn tls_that_is_half_there_is_refused() {
+        let half = |change: fn(&mut TlsConfig)| {
+            let mut config = config();
+            change(&mut config.tls);
+            Settings::resolve(config, Asked::default())
+        };
+        assert!(half(|tls| tls.certificate = Some("c".into())).is_err());
+        assert!(half(|tls| tls.key = Some("k".into())).is_err());
+        assert!(half(|tls| tls.mode = Some(TlsModeArg::Required)).is_err());
+        let list = |tls: &mut TlsConfig| {
+            tls.clients.insert("vm1".into(), Vec::new());
+        };
+        assert!(half(list).is_err());
+        assert_eq!(half(|_| ()).unwrap().tls, None);
     }
 
     #[test]
