@@ -197,7 +197,9 @@ pub fn decompress(stored: &[u8], kind: EntryKind, target: &mut [u8]) -> Result<(
             stored.len()
         }
         EntryKind::Lz4 => decompress_into(stored, target).map_err(CodecError::Malformed)?,
-        EntryKind::Hole | EntryKind::Zero => return Err(CodecError::NotStored(kind)),
+        EntryKind::Hole | EntryKind::Zero | EntryKind::Lost => {
+            return Err(CodecError::NotStored(kind));
+        }
     };
     if actual == expected {
         Ok(())

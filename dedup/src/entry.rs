@@ -48,6 +48,9 @@ pub enum EntryKind {
     Lz4 = 3,
     /// A page of a tree.
     Page = 4,
+    /// What was here is lost: reads are errors until it is written again. In an
+    /// inner page: the whole subtree is.
+    Lost = 5,
 }
 
 impl EntryKind {
@@ -58,6 +61,7 @@ impl EntryKind {
             2 => Self::Raw,
             3 => Self::Lz4,
             4 => Self::Page,
+            5 => Self::Lost,
             _ => return None,
         })
     }
@@ -96,9 +100,18 @@ impl Entry {
         ..Self::HOLE
     };
 
+    /// Something that no copy of is left.
+    pub const LOST: Self = Self {
+        kind: EntryKind::Lost,
+        ..Self::HOLE
+    };
+
     /// True when the entry names stored bytes.
     pub fn is_stored(&self) -> bool {
-        !matches!(self.kind, EntryKind::Hole | EntryKind::Zero)
+        !matches!(
+            self.kind,
+            EntryKind::Hole | EntryKind::Zero | EntryKind::Lost
+        )
     }
 
     /// The 16 bytes as stored.

@@ -25,23 +25,39 @@ pub enum MemberState {
     Failed,
     /// Not found when the pool was opened.
     Missing,
+    /// Waits to replace one that fails.
+    Spare,
+    /// Being filled to take the place of a member that is not in use.
+    Rebuilding,
+    /// Being filled to take the place of a member that is in use meanwhile.
+    Replacing,
 }
 
 /// One member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
-    /// Position in the layout, from 0.
+    /// Position in the layout, from 0; spares and replacements come behind.
     pub index: u32,
     /// Where it was found, or last seen.
     pub path: String,
     /// Its state.
     pub state: MemberState,
+    /// The member whose place it is to take.
+    pub of: Option<u32>,
     /// Its identity.
     pub uuid: String,
+    /// Bytes it had when it became a member.
+    pub size_bytes: u64,
     /// Failed operations since the pool was opened.
     pub errors: u64,
+    /// Of these, reads.
+    pub read_errors: u64,
+    /// Of these, writes and syncs.
+    pub write_errors: u64,
     /// Reads of this member that failed verification and were mended.
     pub repaired: u64,
+    /// Why it is not in use, if it went since the pool was opened.
+    pub reason: Option<String>,
 }
 
 /// What `tessera pool status` shows. Sizes are bytes.
@@ -85,6 +101,43 @@ pub struct PoolStatus {
     pub segments: SegmentCounts,
     /// The counter that membership changes and checkpoints advance.
     pub sequence: u64,
+    /// The last member that failed since the pool was opened, and why.
+    pub last_failure: Option<String>,
+    /// Why the pool has stopped accepting writes, if it has.
+    pub stopped: Option<String>,
+    /// What cannot be read any more; looked for when too many members are gone.
+    pub losses: Option<LossReport>,
+    /// Jobs under way, and the newest of each kind.
+    pub jobs: Vec<JobInfo>,
+}
+
+/// Bytes of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostRange {
+    /// The first.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// What a volume has lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLoss {
+    /// Its name.
+    pub volume: String,
+    /// Bytes in all ranges.
+    pub bytes: u64,
+    /// Where they are, ascending.
+    pub ranges: Vec<LostRange>,
+}
+
+/// What of all volumes cannot be read, as of the last checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossReport {
+    /// Volumes that have lost something.
+    pub volumes: Vec<VolumeLoss>,
+    /// False when there is more than is told here.
+    pub complete: bool,
 }
 
 /// Segments by state.
@@ -170,6 +223,159 @@ pub struct PoolSpec {
     pub create_files_bytes: Option<u64>,
     /// Use members that seem to hold other data or another pool.
     pub force: bool,
+}
+
+/// What an administrator can set while the pool is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSettings {
+    /// Most bytes that rebuilds copy in a second; 0: no limit.
+    pub rebuild_bytes_per_second: u64,
+    /// Most bytes that a scrub reads in a second; 0: no limit.
+    pub scrub_bytes_per_second: u64,
+    /// A member with more failed reads within an hour is failed.
+    pub read_errors_per_hour: u32,
+    /// How long a member may stall before it is failed, in milliseconds.
+    pub stall_limit_ms: u32,
+    /// A scrub starts by itself this long after the one before; 0: never.
+    pub scrub_interval_seconds: u64,
+}
+
+/// What to change in [`PoolSettings`]; `None` leaves a setting as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SettingsChange {
+    /// See [`PoolSettings`].
+    pub rebuild_bytes_per_second: Option<u64>,
+    /// See [`PoolSettings`].
+    pub scrub_bytes_per_second: Option<u64>,
+    /// See [`PoolSettings`].
+    pub read_errors_per_hour: Option<u32>,
+    /// See [`PoolSettings`].
+    pub stall_limit_ms: Option<u32>,
+    /// See [`PoolSettings`].
+    pub scrub_interval_seconds: Option<u64>,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// Fills a new, spare or returning member.
+    Rebuild,
+    /// Verifies every copy of everything, and mends it.
+    Scrub,
+}
+
+/// Where a job is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Never begun, or cancelled.
+    Idle,
+    /// At work, or waiting for its turn.
+    Running,
+    /// Stopped until it is told to go on.
+    Paused,
+    /// Came to its end.
+    Done,
+    /// Could not go on; see the message.
+    Failed,
+}
+
+/// What a job found on one member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobMember {
+    /// Position in the layout.
+    pub index: u32,
+    /// Pieces that were read from it and compared.
+    pub checked: u64,
+    /// Of these, wrong or unreadable ones.
+    pub found: u64,
+    /// Of these, put right.
+    pub repaired: u64,
+}
+
+/// A job as shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Never reused within a pool; 0: there is no such job yet.
+    pub id: u64,
+    /// What it does.
+    pub kind: JobKind,
+    /// Where it is in its life.
+    pub state: JobState,
+    /// 0 to 1.
+    pub progress: f64,
+    /// Bytes dealt with.
+    pub bytes_done: u64,
+    /// Bytes in all, as far as is known.
+    pub bytes_total: u64,
+    /// Over the last seconds; 0 when it is not running.
+    pub bytes_per_second: u64,
+    /// Until the end at this rate, while it is running.
+    pub eta_seconds: Option<u64>,
+    /// Milliseconds since 1970; 0: not begun.
+    pub started_unix_ms: u64,
+    /// The same; 0: not ended.
+    pub ended_unix_ms: u64,
+    /// Why it ended, or what it waits for; may be empty.
+    pub message: String,
+    /// The member that a rebuild is for.
+    pub member: Option<u32>,
+    /// Chunks, pages, blocks and copies compared.
+    pub checked: u64,
+    /// Wrong or unreadable copies.
+    pub found: u64,
+    /// Of these, put right.
+    pub repaired: u64,
+    /// Things that no copy verifies of.
+    pub lost: u64,
+    /// What they were to volumes, one sentence each, of the last scrub of this
+    /// process; things that no volume uses any more are not among them.
+    pub losses: Vec<String>,
+    /// By member.
+    pub members: Vec<JobMember>,
+}
+
+impl JobInfo {
+    /// A job that has never been.
+    pub fn none(kind: JobKind) -> Self {
+        Self {
+            id: 0,
+            kind,
+            state: JobState::Idle,
+            progress: 0.0,
+            bytes_done: 0,
+            bytes_total: 0,
+            bytes_per_second: 0,
+            eta_seconds: None,
+            started_unix_ms: 0,
+            ended_unix_ms: 0,
+            message: String::new(),
+            member: None,
+            checked: 0,
+            found: 0,
+            repaired: 0,
+            lost: 0,
+            losses: Vec::new(),
+            members: Vec::new(),
+        }
+    }
+}
+
+/// What a repair would do, or has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// One sentence each.
+    pub actions: Vec<String>,
+    /// What cannot be put right, one sentence each.
+    pub problems: Vec<String>,
+    /// Copies that were put right.
+    pub repaired: u64,
+    /// The fingerprint index says nothing of what was found.
+    pub index_is_stale: bool,
+    /// The actions were taken; false for a plan, or when there were none.
+    pub applied: bool,
 }
 
 /// What `tessera pool check` found.

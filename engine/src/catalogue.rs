@@ -29,6 +29,8 @@ pub const SEGMENT_TREE: u64 = 2;
 pub const SUMMARY_TREE: u64 = 3;
 /// Owner of root pages.
 pub const ROOT_TREE: u64 = 4;
+/// The tree of job records.
+pub const JOB_TREE: u64 = 5;
 
 const AT_SIZE: usize = 8;
 const AT_CHUNK: usize = 16;

@@ -7,9 +7,11 @@ mod epochs;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod jobs;
 pub mod journal;
 pub mod map;
 pub mod pool;
 mod root;
+mod settings;
 
 pub use error::{EngineError, ErrorKind};

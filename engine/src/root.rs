@@ -19,6 +19,8 @@
 //!  16  pool uuid, 16 bytes       |  32  checkpoint number u64
 //!  40  sequence u64              |  48  next volume id u64
 //!  56  catalogue tree, 48 bytes  | 104  segment table tree, 48 bytes
+//! 152  job tree, 48 bytes            | 200  settings, 40 bytes
+//! 240  next job id u64              | 248  zero
 //! 256  overlay: segment u32, 0 u32, record 64 bytes
 //! ```
 //! The overlay holds the records of map segments that changed while the
@@ -32,19 +34,25 @@ use tessera_raid::{SegmentId, layout::Placement};
 use uuid::Uuid;
 
 use crate::{
-    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, SEGMENT_TREE},
+    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, JOB_TREE, SEGMENT_TREE},
     journal::{ChainPoint, Epoch, batch::ChainChecksum},
     map::{PAGE_BYTES, PageBytes, TREE_BYTES, Tree, TreeShape},
+    settings::{SETTINGS_BYTES, Settings},
 };
 
 const RECORD_MAGIC: &[u8; 8] = b"TSRENGIN";
 const ROOT_MAGIC: &[u8; 8] = b"TSRROOT1";
 const VERSION: u32 = 1;
+const ROOT_VERSION: u32 = 2;
 const STREAMS: usize = Stream::ALL.len();
 const STREAM_BYTES: usize = 16;
 const AT_STREAMS: usize = 112;
 const AT_PLACEMENT: usize = AT_STREAMS + STREAMS * STREAM_BYTES;
+const AT_TREES: usize = 56;
+const AT_SETTINGS: usize = AT_TREES + 3 * TREE_BYTES;
+const AT_NEXT_JOB: usize = AT_SETTINGS + SETTINGS_BYTES;
 const AT_OVERLAY: usize = 256;
+const _: () = assert!(AT_NEXT_JOB + 8 <= AT_OVERLAY);
 const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
 /// Most records the overlay takes.
 pub const OVERLAY_MAX: usize = (PAGE_BYTES - AT_OVERLAY) / OVERLAY_BYTES;
@@ -165,7 +173,7 @@ impl EngineRecord {
 
 /// The root of everything a checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RootPage {
+pub(crate) struct RootPage {
     /// The pool.
     pub pool: Uuid,
     /// Counts checkpoints.
@@ -178,6 +186,12 @@ pub struct RootPage {
     pub catalogue: Tree,
     /// Segment records.
     pub segments: Tree,
+    /// Job records.
+    pub jobs: Tree,
+    /// What the administrator set.
+    pub settings: Settings,
+    /// The id the next job gets.
+    pub next_job_id: u64,
     /// Segment records that go over the table.
     pub overlay: Vec<(SegmentId, SegmentRecord)>,
 }
@@ -192,6 +206,9 @@ impl RootPage {
             next_volume_id: FIRST_VOLUME_ID,
             catalogue: Tree::empty(CATALOGUE_TREE, TreeShape::CATALOGUE),
             segments: Tree::empty(SEGMENT_TREE, TreeShape::SEGMENT_TABLE),
+            jobs: Tree::empty(JOB_TREE, TreeShape::JOBS),
+            settings: Settings::default(),
+            next_job_id: 1,
             overlay: Vec::new(),
         }
     }
@@ -208,7 +225,7 @@ impl RootPage {
         );
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, ROOT_MAGIC);
-        put(8, &VERSION.to_le_bytes());
+        put(8, &ROOT_VERSION.to_le_bytes());
         put(
             12,
             &u32::try_from(self.overlay.len())
@@ -219,8 +236,12 @@ impl RootPage {
         put(32, &self.checkpoint.to_le_bytes());
         put(40, &self.sequence.to_le_bytes());
         put(48, &self.next_volume_id.to_le_bytes());
-        put(56, &self.catalogue.encode());
-        put(56 + TREE_BYTES, &self.segments.encode());
+        let trees = [&self.catalogue, &self.segments, &self.jobs];
+        for (at, tree) in (AT_TREES..).step_by(TREE_BYTES).zip(trees) {
+            put(at, &tree.encode());
+        }
+        put(AT_SETTINGS, &self.settings.encode());
+        put(AT_NEXT_JOB, &self.next_job_id.to_le_bytes());
         for (at, (segment, record)) in (AT_OVERLAY..).step_by(OVERLAY_BYTES).zip(&self.overlay) {
             put(at, &segment.0.to_le_bytes());
             put(at + 8, &record.encode());
@@ -230,7 +251,7 @@ impl RootPage {
 
     /// Decodes what [`Self::encode`] made; `None` for anything else.
     pub fn decode(bytes: &PageBytes) -> Option<Self> {
-        if bytes[..8] != ROOT_MAGIC[..] || u32_at(bytes, 8)? != VERSION {
+        if bytes[..8] != ROOT_MAGIC[..] || u32_at(bytes, 8)? != ROOT_VERSION {
             return None;
         }
         let count = usize::try_from(u32_at(bytes, 12)?).ok()?;
@@ -250,8 +271,15 @@ impl RootPage {
             checkpoint: u64_at(bytes, 32)?,
             sequence: u64_at(bytes, 40)?,
             next_volume_id: u64_at(bytes, 48)?,
-            catalogue: tree_at(56)?,
-            segments: tree_at(56 + TREE_BYTES)?,
+            catalogue: tree_at(AT_TREES)?,
+            segments: tree_at(AT_TREES + TREE_BYTES)?,
+            jobs: tree_at(AT_TREES + 2 * TREE_BYTES)?,
+            settings: Settings::decode(
+                bytes[AT_SETTINGS..AT_SETTINGS + SETTINGS_BYTES]
+                    .try_into()
+                    .ok()?,
+            )?,
+            next_job_id: u64_at(bytes, AT_NEXT_JOB)?,
             overlay: (AT_OVERLAY..)
                 .step_by(OVERLAY_BYTES)
                 .take(count)
@@ -261,7 +289,9 @@ impl RootPage {
         let sound = root.catalogue.id == CATALOGUE_TREE
             && root.catalogue.shape == TreeShape::CATALOGUE
             && root.segments.id == SEGMENT_TREE
-            && root.segments.shape == TreeShape::SEGMENT_TABLE;
+            && root.segments.shape == TreeShape::SEGMENT_TABLE
+            && root.jobs.id == JOB_TREE
+            && root.jobs.shape == TreeShape::JOBS;
         sound.then_some(root)
     }
 }
@@ -276,4 +306,53 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn entry_at(bytes: &[u8], at: usize) -> Option<Entry> {
     Entry::decode(bytes.get(at..at + ENTRY_BYTES)?.try_into().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::PoolSettings;
+
+    /// Every field differs from every other.
+    fn sample() -> RootPage {
+        let mut page = RootPage::empty(Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10));
+        page.checkpoint = 0x1112;
+        page.sequence = 0x2122;
+        page.next_volume_id = 0x3132;
+        page.settings = Settings {
+            kept: PoolSettings {
+                rebuild_bytes_per_second: 0x4142,
+                scrub_bytes_per_second: 0x5152,
+                read_errors_per_hour: 0x61,
+                stall_limit_ms: 0x7172,
+                scrub_interval_seconds: 0x8182,
+            },
+            scrub_due_ms: 0x9192,
+        };
+        page.next_job_id = 0xa1a2;
+        let record = SegmentRecord {
+            generation: Generation(0xb1b2),
+            state: tessera_dedup::segment::SegmentState::Sealed,
+            sealed_at: 0xc1c2,
+            ..SegmentRecord::default()
+        };
+        page.overlay = vec![(SegmentId(0xd1), record)];
+        page
+    }
+
+    #[test]
+    fn the_stored_form_of_a_root_page_does_not_change() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/format/root-2.bin");
+        let golden = std::fs::read(path).unwrap();
+        assert_eq!(sample().encode()[..], golden[..]);
+        let page: &PageBytes = golden[..].try_into().unwrap();
+        assert_eq!(RootPage::decode(page), Some(sample()));
+    }
+
+    #[test]
+    fn a_root_page_of_another_version_is_refused() {
+        let mut page = sample().encode();
+        page[8] = 1;
+        assert_eq!(RootPage::decode(&page), None);
+    }
 }

@@ -129,6 +129,9 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
             MemberState::Online => "online",
             MemberState::Failed => "failed",
             MemberState::Missing => "missing",
+            MemberState::Spare => "spare",
+            MemberState::Rebuilding => "rebuilding",
+            MemberState::Replacing => "replacing",
         };
         members.row(vec![
             member.index.to_string(),

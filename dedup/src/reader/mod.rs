@@ -99,6 +99,10 @@ pub enum ReadError {
         #[source]
         source: Arc<CodecError>,
     },
+    /// The map says so: the page that named the bytes was damaged beyond the
+    /// redundancy before this.
+    #[error("The map of this range was lost; write it anew or discard it")]
+    Lost,
     /// The entry's position, length or kind cannot be, or the range asked for
     /// leaves the chunk.
     #[error("Pointer to segment {} at {position} is not valid", segment.0)]
@@ -156,7 +160,7 @@ impl<'a> ChunkRead<'a> {
                 .is_some_and(|end| end <= logical);
         within
             && match kind {
-                EntryKind::Hole | EntryKind::Zero => true,
+                EntryKind::Hole | EntryKind::Zero | EntryKind::Lost => true,
                 EntryKind::Raw | EntryKind::Page => {
                     stored == self.logical && position + stored <= POSITION_LIMIT
                 }
@@ -343,6 +347,10 @@ impl ChunkReader {
             read.outcome = Ok(());
             if !read.is_valid() {
                 read.outcome = Err(invalid(&read.entry));
+                continue;
+            }
+            if read.entry.kind == EntryKind::Lost {
+                read.outcome = Err(ReadError::Lost);
                 continue;
             }
             if !read.entry.is_stored() {

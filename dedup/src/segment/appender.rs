@@ -210,7 +210,6 @@ pub struct Appender {
     open: [Option<OpenSegment>; Stream::ALL.len()],
     generations: Generations,
     last_ticket: Ticket,
-    membership: u64,
     events: Vec<SegmentEvent>,
 }
 
@@ -232,7 +231,6 @@ impl Appender {
             open: [None, None],
             generations,
             last_ticket: Ticket(0),
-            membership: 0,
             events: Vec::new(),
         }
     }
@@ -260,11 +258,6 @@ impl Appender {
             journalled: fill,
             records,
         });
-    }
-
-    /// The membership epoch that new segments record.
-    pub fn set_membership(&mut self, epoch: u64) {
-        self.membership = epoch;
     }
 
     /// The generations still to issue.
@@ -565,7 +558,7 @@ impl Appender {
         let generation = self.generations.issue();
         let (id, record) = self
             .table
-            .open(stream, generation, sequence, self.membership)
+            .open(stream, generation, sequence)
             .ok_or(OutOfSegments)?;
         self.open[stream.index()] = Some(OpenSegment {
             id,

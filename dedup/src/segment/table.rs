@@ -98,7 +98,7 @@ pub struct SummaryExtent {
 ///  32  chunks u32            | stored bytes u32
 ///  40  logical bytes                                u64
 ///  48  sequence at opening                          u64
-///  56  membership epoch at opening                  u64
+///  56  sealed at: the commit that recorded the seal  u64
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SegmentRecord {
@@ -124,8 +124,9 @@ pub struct SegmentRecord {
     pub logical_bytes: u64,
     /// The write sequence when it was opened.
     pub opened_sequence: u64,
-    /// The membership epoch when it was opened (for re-add).
-    pub membership: u64,
+    /// The number of the array's commit that first recorded the seal; 0 before
+    /// that. A member that knew this commit has all of the segment (re-add).
+    pub sealed_at: u64,
 }
 
 impl SegmentRecord {
@@ -156,7 +157,7 @@ impl SegmentRecord {
         put(36, &self.stored_bytes.to_le_bytes());
         put(40, &self.logical_bytes.to_le_bytes());
         put(48, &self.opened_sequence.to_le_bytes());
-        put(56, &self.membership.to_le_bytes());
+        put(56, &self.sealed_at.to_le_bytes());
         bytes
     }
 
@@ -189,7 +190,7 @@ impl SegmentRecord {
             stored_bytes: u32_at(36)?,
             logical_bytes: u64_at(40)?,
             opened_sequence: u64_at(48)?,
-            membership: u64_at(56)?,
+            sealed_at: u64_at(56)?,
         };
         (record.generation.0 != 0 && bytes[30..32] == [0, 0]).then_some(record)
     }
@@ -251,6 +252,8 @@ struct Inner {
     slots: Vec<Slot>,
     cursor: usize,
     dirty: BTreeSet<u32>,
+    /// The commit that the records taken next will be part of.
+    commit: u64,
     counts: TableCounts,
 }
 
@@ -274,6 +277,7 @@ impl SegmentTable {
                 slots,
                 cursor: 0,
                 dirty: BTreeSet::new(),
+                commit: 0,
                 counts,
             }),
             layout,
@@ -322,7 +326,6 @@ impl SegmentTable {
         stream: Stream,
         generation: Generation,
         sequence: u64,
-        membership: u64,
     ) -> Option<(SegmentId, SegmentRecord)> {
         let mut inner = self.inner.write();
         let total = inner.slots.len();
@@ -338,7 +341,6 @@ impl SegmentTable {
             layout: self.layout,
             slot: SlotIndex(number),
             opened_sequence: sequence,
-            membership,
             ..SegmentRecord::default()
         };
         let segment = SegmentId(number);
@@ -419,6 +421,12 @@ impl SegmentTable {
             slot.phase = ReleasePhase::Fresh;
             slot.epoch = epoch;
         });
+    }
+
+    /// The records taken from now on become durable with this commit of the
+    /// array, or a later one: seals that no commit has recorded get its number.
+    pub fn set_commit(&self, commit: u64) {
+        self.inner.write().commit = commit;
     }
 
     /// The records a checkpoint has to write, encoded; later changes are dirty
@@ -638,6 +646,12 @@ impl Inner {
             .copied()
             .filter(|number| wanted(&self.slots[index(SegmentId(*number))]))
             .collect();
+        for number in &numbers {
+            let record = &mut self.slots[index(SegmentId(*number))].record;
+            if record.state == SegmentState::Sealed && record.sealed_at == 0 {
+                record.sealed_at = self.commit;
+            }
+        }
         let encode = |number: u32| {
             let slot = &self.slots[index(SegmentId(number))];
             let record = match slot.phase {

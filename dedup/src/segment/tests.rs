@@ -132,9 +132,7 @@ fn a_segment_resumed_without_records_ends_like_any_other() {
 #[test]
 fn a_cleared_segment_is_punched_once() {
     let table = SegmentTable::new(4, LayoutId(0));
-    let (id, _) = table
-        .open(Stream::Data, crate::Generation(1), 0, 0)
-        .unwrap();
+    let (id, _) = table.open(Stream::Data, crate::Generation(1), 0).unwrap();
     table.update(id, |record| record.state = SegmentState::Sealed);
     table.release(id, 7);
     // One checkpoint says that it is released, the next one that it is free.

@@ -12,4 +12,4 @@ pub mod ring;
 
 pub use batch::{Batch, Epoch, SyncedPosition};
 pub use record::{Record, RecordBuffer, Records};
-pub use ring::{Chain, ChainPoint, Ring, read_chain};
+pub use ring::{Chain, ChainPoint, Ring, has_copy, read_chain};

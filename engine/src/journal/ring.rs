@@ -135,6 +135,16 @@ impl Ring {
     }
 }
 
+/// Whether a member holds a batch, whole, at this place of its ring.
+pub fn has_copy(array: &Array, member: MemberIndex, position: u64, wanted: &Batch) -> bool {
+    let Ok(length) = usize::try_from(wanted.length) else {
+        return false;
+    };
+    let read = array.journal_read(member, position, AlignedBuf::zeroed(length));
+    let decoded = read.ok().and_then(|bytes| batch::decode(&bytes));
+    decoded.is_some_and(|found| found.checksum == wanted.checksum)
+}
+
 /// The batches from a chain point on.
 #[derive(Debug)]
 pub struct Chain {

@@ -12,6 +12,10 @@
 //! * The tree grows when a change other than a hole lies beyond its capacity:
 //!   the old root becomes the first child of the new one.
 //!
+//! A page of a volume that no copy verifies of any more and that has to change
+//! is replaced by one that says "lost" for all that is not changed: reads of
+//! that are errors, as they were before, and checkpoints go on.
+//!
 //! When a page cannot be written, or one that is needed cannot be read, the
 //! merge fails as a whole. The old tree and the changes are untouched; pages
 //! already written are orphans. A leaf is not needed when every record in it
@@ -27,7 +31,7 @@ use super::scan::{Next, Scan};
 use super::tree::{to_u64, to_usize};
 use super::{
     INDEX_LIMIT, Layer, MAX_HEIGHT, MapError, PAGE_BYTES, PageBytes, PageSink, PageSource, Pointer,
-    Tree,
+    StoreErrorKind, Tree,
 };
 
 /// What merges did; adds up over several.
@@ -42,6 +46,9 @@ pub struct MergeStats {
     /// False when a page that was dropped or replaced whole could not be read,
     /// so that `logical_delta` lacks what it stored.
     pub exact: bool,
+    /// Pages that no copy verifies of and that could not stay as they were:
+    /// what they held and no change replaced is lost from now on.
+    pub pages_lost: u64,
 }
 
 impl Default for MergeStats {
@@ -51,6 +58,7 @@ impl Default for MergeStats {
             pages_written: 0,
             pages_read: 0,
             exact: true,
+            pages_lost: 0,
         }
     }
 }
@@ -296,6 +304,19 @@ impl<'a, 'e, I: Iterator<Item = Edit<'e>> + Clone> Merge<'a, 'e, I> {
                 self.stats.exact = false;
                 return self.leaf([0; PAGE_BYTES], index);
             }
+            Err(error) if self.is_lost(&error) => {
+                // It cannot stay as it is, because some of what is under it
+                // changes, and nobody can say what the rest was. To fail here
+                // would fail every checkpoint from now on.
+                tracing::error!(%error, first, end, "a part of a volume's map is lost");
+                self.stats.exact = false;
+                self.stats.pages_lost += 1;
+                let page = implied_page(shape, level, &Pointer::LOST);
+                return match level {
+                    0 => self.leaf(page, index),
+                    _ => self.inner(page, level, index),
+                };
+            }
             Err(error) => return Err(error),
         };
         let new = match level {
@@ -310,6 +331,11 @@ impl<'a, 'e, I: Iterator<Item = Edit<'e>> + Clone> Merge<'a, 'e, I> {
             return Ok(old);
         }
         self.finish(&new, level, index)
+    }
+
+    /// Tables are not given up: nothing in them can be done without.
+    fn is_lost(&self, error: &MapError) -> bool {
+        self.tree.shape.holds_entries() && error.store_kind() == Some(StoreErrorKind::Corrupt)
     }
 
     fn leaf(&mut self, page: PageBytes, index: u64) -> Result<Pointer, MapError> {

@@ -11,7 +11,7 @@
 //!
 //! Pages have no header: the checksum is in the pointer, and what the page
 //! was written for is in the segment's summary. Inner pages hold holes, zeroes
-//! (whole subtree; volumes only) and page pointers, nothing else.
+//! and losses (whole subtree; volumes only) and page pointers, nothing else.
 
 use tessera_dedup::{ENTRY_BYTES, Entry, EntryKind, Generation};
 use tessera_raid::{LayoutId, SlotIndex};
@@ -41,7 +41,7 @@ pub struct Wide {
 /// Names a page, or says that there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pointer {
-    /// Kind `Page`, `Hole` or `Zero`.
+    /// Kind `Page`, `Hole`, `Zero` or `Lost`.
     pub entry: Entry,
     /// Present exactly for pages of trees with wide pointers.
     pub wide: Option<Wide>,
@@ -59,6 +59,12 @@ impl Pointer {
         wide: None,
     };
 
+    /// No page: what was under it is lost.
+    pub const LOST: Self = Self {
+        entry: Entry::LOST,
+        wide: None,
+    };
+
     /// True when it names a page.
     pub fn is_page(&self) -> bool {
         self.entry.kind == EntryKind::Page
@@ -67,6 +73,11 @@ impl Pointer {
     /// True when everything under it is a hole.
     pub fn is_hole(&self) -> bool {
         self.entry.kind == EntryKind::Hole
+    }
+
+    /// True when everything under it is lost.
+    pub fn is_lost(&self) -> bool {
+        self.entry.kind == EntryKind::Lost
     }
 
     /// Writes the pointer over `bytes`, 16 or 32 of them.
@@ -88,7 +99,7 @@ impl Pointer {
         let entry = Entry::decode(bytes[..ENTRY_BYTES].try_into().ok()?)?;
         let allowed = match entry.kind {
             EntryKind::Hole | EntryKind::Page => true,
-            EntryKind::Zero => shape.holds_entries(),
+            EntryKind::Zero | EntryKind::Lost => shape.holds_entries(),
             EntryKind::Raw | EntryKind::Lz4 => false,
         };
         if !allowed {
@@ -198,10 +209,10 @@ pub(super) fn check_inner(
         .try_for_each(|slot| pointer_at(shape, owner, page, slot).map(|_| ()))
 }
 
-/// The content that a hole or zero pointer stands for, spelled out.
+/// The content that a hole, zero or lost pointer stands for, spelled out.
 pub(super) fn implied_page(shape: TreeShape, level: u8, pointer: &Pointer) -> PageBytes {
     let mut page = [0; super::PAGE_BYTES];
-    if pointer.entry.kind == EntryKind::Zero {
+    if matches!(pointer.entry.kind, EntryKind::Zero | EntryKind::Lost) {
         // On both levels an entry comes first, and what follows it is zero.
         let bytes = if level == 0 {
             shape.record_bytes
@@ -220,8 +231,9 @@ pub(super) fn implied_pointer(shape: TreeShape, level: u8, page: &PageBytes) -> 
     if page.iter().all(|&byte| byte == 0) {
         return Some(Pointer::HOLE);
     }
-    let all_zero = shape.holds_entries()
-        && page[..ENTRY_BYTES] == Entry::ZERO.encode()
-        && *page == implied_page(shape, level, &Pointer::ZERO);
-    all_zero.then_some(Pointer::ZERO)
+    [Pointer::ZERO, Pointer::LOST].into_iter().find(|pointer| {
+        shape.holds_entries()
+            && page[..ENTRY_BYTES] == pointer.entry.encode()
+            && *page == implied_page(shape, level, pointer)
+    })
 }

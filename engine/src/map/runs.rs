@@ -30,7 +30,8 @@ impl From<Entry> for RunKind {
         match entry.kind {
             EntryKind::Hole => Self::Hole,
             EntryKind::Zero => Self::Zero,
-            EntryKind::Raw | EntryKind::Lz4 | EntryKind::Page => Self::Stored,
+            // What is lost must not be taken for zeroes.
+            EntryKind::Raw | EntryKind::Lz4 | EntryKind::Page | EntryKind::Lost => Self::Stored,
         }
     }
 }
@@ -186,7 +187,7 @@ impl PageRuns {
                     });
                 }
                 Next::Page { .. } => {}
-                Next::Absent { end, pointer } => {
+                Next::Absent { end, pointer, .. } => {
                     return Ok(Current::Absent {
                         end,
                         kind: pointer.entry.into(),

@@ -24,8 +24,12 @@ pub(super) enum Next {
         owner: PageOwner,
         page: Arc<PageBytes>,
     },
-    /// A subtree without pages; only when asked for.
-    Absent { end: u64, pointer: Pointer },
+    /// A subtree without pages: lost ones, and others when asked for.
+    Absent {
+        first: u64,
+        end: u64,
+        pointer: Pointer,
+    },
     /// The budget is used up; there is more.
     Paused,
     /// There is nothing more.
@@ -115,7 +119,7 @@ impl Scan {
     }
 
     fn push(&mut self, pointer: Pointer, level: u8, index: u64) {
-        if pointer.is_page() || self.with_absent {
+        if pointer.is_page() || pointer.is_lost() || self.with_absent {
             self.stack.push(Item {
                 pointer,
                 level,
@@ -143,8 +147,9 @@ impl Scan {
                 continue;
             }
             if !item.pointer.is_page() {
-                let (_, end) = self.shape.page_range(item.level, item.index);
+                let (first, end) = self.shape.page_range(item.level, item.index);
                 return Ok(Next::Absent {
+                    first,
                     end,
                     pointer: item.pointer,
                 });

@@ -46,6 +46,12 @@ impl TreeShape {
         wide_pointers: false,
     };
 
+    /// The table of jobs.
+    pub const JOBS: Self = Self {
+        record_bytes: 2048,
+        wide_pointers: false,
+    };
+
     /// True for the shapes that the code can handle.
     pub fn is_valid(self) -> bool {
         self.record_bytes.is_power_of_two() && (ENTRY_BYTES..=2048).contains(&self.record_bytes)

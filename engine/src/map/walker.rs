@@ -1,6 +1,6 @@
 //! Visits every page and every stored record of a tree, in steps.
 
-use tessera_dedup::Entry;
+use tessera_dedup::{Entry, EntryKind};
 
 use super::page::{entry_at, is_stored, record_at};
 use super::scan::{BATCH_PAGES, Next, Scan};
@@ -27,6 +27,13 @@ pub enum Visit<'a> {
         index: u64,
         /// Its entry.
         entry: Entry,
+    },
+    /// Entries of a volume that are lost: a page that held them was.
+    Lost {
+        /// The first of them.
+        first: u64,
+        /// How many.
+        count: u64,
     },
     /// A record of a table that is not all zero.
     Record {
@@ -106,7 +113,17 @@ impl Walker {
                     owner,
                     page,
                 } => (pointer, owner, page),
-                Next::Absent { .. } => continue,
+                Next::Absent {
+                    first,
+                    end,
+                    pointer,
+                } => {
+                    if pointer.is_lost() {
+                        let count = end - first;
+                        visit(Visit::Lost { first, count });
+                    }
+                    continue;
+                }
                 Next::Paused => return Ok(false),
                 Next::Done => return Ok(true),
             };
@@ -125,6 +142,11 @@ impl Walker {
                     let entry = entry_at(owner, &page, slot)?;
                     if entry.is_stored() {
                         visit(Visit::Entry { index, entry });
+                    } else if entry.kind == EntryKind::Lost {
+                        visit(Visit::Lost {
+                            first: index,
+                            count: 1,
+                        });
                     }
                 } else {
                     let bytes = record_at(shape, &page, slot);

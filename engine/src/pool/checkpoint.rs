@@ -21,7 +21,7 @@ use tessera_dedup::{
     EntryKind, Owner,
     segment::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, Ticket},
 };
-use tessera_raid::{SegmentId, sabotage::broken};
+use tessera_raid::{Kind, MemberIndex, SegmentId, sabotage::broken};
 
 use super::{
     engine::{AppendState, Engine},
@@ -34,6 +34,7 @@ use crate::{
     journal::{ChainPoint, Ring},
     map::{self, MergeStats, Tree},
     root::{EngineRecord, OVERLAY_MAX, RootPage, RootPointer, StreamEnd},
+    settings::Settings,
 };
 
 /// Generations that may be issued until the next checkpoint raises the limit.
@@ -60,6 +61,13 @@ pub(crate) struct Roots {
     pub(crate) volumes: Vec<Tree>,
 }
 
+/// A target that a checkpoint is to promote, and whether it did.
+#[derive(Debug, Default)]
+struct Promotion {
+    target: Option<MemberIndex>,
+    done: bool,
+}
+
 /// The checkpointer's state.
 #[derive(Debug)]
 pub(crate) struct CheckpointState {
@@ -78,6 +86,10 @@ struct Frozen {
     /// Of the open data segment, and of segments that recovery gave up.
     summaries: Vec<tessera_dedup::Summary>,
     next_volume_id: u64,
+    settings: Settings,
+    /// Rows of the job table that changed.
+    jobs: BTreeMap<u64, Vec<u8>>,
+    next_job_id: u64,
 }
 
 impl Engine {
@@ -87,25 +99,55 @@ impl Engine {
     /// `NoSpace` leaves everything as it was, to be tried again; any other
     /// failure poisons the pool.
     pub(crate) fn checkpoint_now(&self, kind: CheckpointKind) -> Result<(), EngineError> {
+        self.checkpoint_with(kind, &mut Promotion::default())
+    }
+
+    /// Takes a checkpoint whose superblock also puts a target in its member's
+    /// place (R16). False when it is no target any more: then it is a
+    /// checkpoint like any other.
+    ///
+    /// # Errors
+    /// As for [`Self::checkpoint_now`].
+    pub(crate) fn checkpoint_promoting(
+        &self,
+        kind: CheckpointKind,
+        target: MemberIndex,
+    ) -> Result<bool, EngineError> {
+        let mut promotion = Promotion {
+            target: Some(target),
+            done: false,
+        };
+        self.checkpoint_with(kind, &mut promotion)?;
+        Ok(promotion.done)
+    }
+
+    fn checkpoint_with(
+        &self,
+        kind: CheckpointKind,
+        promotion: &mut Promotion,
+    ) -> Result<(), EngineError> {
         let mut checkpoint = self.checkpoint.lock();
         self.check_usable()?;
-        let result = self.run_checkpoint(&mut checkpoint, kind);
+        let result = self.run_checkpoint(&mut checkpoint, kind, promotion);
         self.poison_unless_full(result)
     }
 
     /// True when a checkpoint would have something to write.
     pub(crate) fn is_dirty(&self) -> bool {
         let recorded = self.checkpoint.lock().record.sequence;
-        self.state.lock().sequence > recorded || self.table.wants_checkpoint()
+        self.state.lock().sequence > recorded
+            || self.table.wants_checkpoint()
+            || self.jobs.lock().wants_checkpoint()
     }
 
     fn run_checkpoint(
         &self,
         checkpoint: &mut CheckpointState,
         kind: CheckpointKind,
+        promotion: &mut Promotion,
     ) -> Result<(), EngineError> {
         let (frozen, journal) = self.freeze_durably(kind)?;
-        let result = self.write_root(checkpoint, &frozen, journal, kind);
+        let result = self.write_root(checkpoint, &frozen, journal, kind, promotion);
         match result {
             Ok((roots, record, trees, overlay)) => {
                 // Step 5.
@@ -190,6 +232,12 @@ impl Engine {
         }
         state.frozen_pages = std::mem::take(&mut state.active_pages);
         self.layer_bytes.store(0, Ordering::Relaxed);
+        self.table.set_commit(self.array.commits() + 1);
+        let settings = *self.settings.lock();
+        let (jobs, next_job_id) = {
+            let mut jobs = self.jobs.lock();
+            (jobs.take_dirty(), jobs.next_id())
+        };
         Frozen {
             sequence: state.sequence,
             ticket: state.appender.last_ticket(),
@@ -201,11 +249,15 @@ impl Engine {
                 .chain(state.appender.partial_summary(Stream::Data))
                 .collect(),
             next_volume_id: state.next_volume_id,
+            settings,
+            jobs,
+            next_job_id,
         }
     }
 
     /// Puts everything back as if the checkpoint had not begun.
     fn thaw(&self, frozen: &Frozen) {
+        self.jobs.lock().give_back(frozen.jobs.keys().copied());
         let mut state = self.state.lock();
         for (volume, _) in &frozen.volumes {
             volume.state.write().thaw();
@@ -241,6 +293,7 @@ impl Engine {
         frozen: &Frozen,
         journal: ChainPoint,
         kind: CheckpointKind,
+        promotion: &mut Promotion,
     ) -> Result<(Roots, EngineRecord, Vec<(Tree, u64)>, Vec<SegmentId>), EngineError> {
         let pages = Pages(&self.reader);
         let mut sink = MapAppender::new(self);
@@ -285,6 +338,7 @@ impl Engine {
             &mut sink,
             &mut stats,
         )?;
+        let jobs = map::merge_records(&old.jobs, &frozen.jobs, &pages, &mut sink, &mut stats)?;
         if kind == CheckpointKind::Clean {
             let summary = self.state.lock().appender.partial_summary(Stream::Map);
             if let Some(summary) = summary {
@@ -305,6 +359,9 @@ impl Engine {
             next_volume_id: frozen.next_volume_id,
             catalogue,
             segments: table,
+            jobs,
+            settings: frozen.settings,
+            next_job_id: frozen.next_job_id,
             overlay,
         };
         let owner = Owner {
@@ -339,9 +396,12 @@ impl Engine {
             root: Some(pointer.clone()),
             streams,
         };
+        if promotion.target.is_some() || !frozen.jobs.is_empty() {
+            // What cursors say has been copied is on the targets.
+            self.array.sync()?;
+        }
         if !broken("R12.superblocks") {
-            self.array
-                .commit(&record.encode(), kind == CheckpointKind::Clean)?;
+            self.commit_record(&record.encode(), kind == CheckpointKind::Clean, promotion)?;
         }
 
         let mut volumes: BTreeMap<u64, Tree> = checkpoint
@@ -361,6 +421,26 @@ impl Engine {
             volumes: volumes.into_values().collect(),
         };
         Ok((roots, record, trees, overlay))
+    }
+
+    /// Step 4 itself.
+    fn commit_record(
+        &self,
+        record: &[u8],
+        clean: bool,
+        promotion: &mut Promotion,
+    ) -> Result<(), EngineError> {
+        if let Some(target) = promotion.target {
+            match self.array.commit_promoting(record, clean, target) {
+                Ok(()) => {
+                    promotion.done = true;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == Kind::TargetLost => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.array.commit(record, clean)?)
     }
 
     /// Puts the summary so far of an open segment into the map stream and its

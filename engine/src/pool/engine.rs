@@ -1,7 +1,7 @@
 //! The shared state of an open pool, and the order of its locks.
 //!
 //! ```text
-//!   reclaim  >  checkpoint  >  commit  >  state (the append lock)  >  volume
+//!   work  >  reclaim  >  checkpoint  >  commit  >  state (the append lock)  >  volume
 //!                                   \__ stripe writer's own lock
 //! ```
 //! A thread takes locks only downwards, and holds the append lock for memory
@@ -30,14 +30,16 @@ use tessera_raid::{
 };
 
 use super::{
-    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState,
+    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState, jobs::Work,
     reclaim::ReclaimState, signals::Signals, volume::Volume,
 };
 use crate::{
     disk::FlushDone,
     epochs::Epochs,
     error::{EngineError, ErrorKind},
+    jobs::{Clock, JobTable},
     journal::RecordBuffer,
+    settings::Settings,
 };
 
 /// What the memory budget is divided into, in bytes.
@@ -136,6 +138,13 @@ pub(crate) struct Engine {
     pub(crate) epochs: Epochs,
     pub(crate) accounting: Mutex<Accounting>,
     pub(crate) reclaim: Mutex<ReclaimState>,
+    /// What the job under way remembers. Held for a step.
+    pub(crate) work: Mutex<Work>,
+    /// Clients were served since somebody looked.
+    pub(crate) clients_busy: AtomicBool,
+    pub(crate) settings: Mutex<Settings>,
+    pub(crate) jobs: Mutex<JobTable>,
+    pub(crate) clock: Clock,
     pub(crate) checkpoint: Mutex<CheckpointState>,
     pub(crate) commit: Mutex<CommitState>,
     pub(crate) state: Mutex<AppendState>,

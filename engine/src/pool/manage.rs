@@ -4,7 +4,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use tessera_dedup::{Entry, IndexState};
-use tessera_raid::{ArrayState, MemberState as RaidMemberState};
+use tessera_raid::ArrayState;
 
 use super::{
     CheckpointKind,
@@ -12,9 +12,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    api::{
-        MemberState, MemberStatus, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec,
-    },
+    api::{JobInfo, JobKind, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec},
     catalogue::{VolumeRecord, check_name, chunk_size_is_valid},
     disk::DiskError,
     error::{EngineError, ErrorKind},
@@ -39,7 +37,7 @@ fn check_size(bytes: u64) -> Result<(), EngineError> {
 }
 
 impl Engine {
-    fn check_writable(&self) -> Result<(), EngineError> {
+    pub(crate) fn check_writable(&self) -> Result<(), EngineError> {
         if self.read_only {
             return Err(EngineError::new(
                 ErrorKind::ReadOnly,
@@ -283,24 +281,12 @@ impl Engine {
                 above as f64 / below as f64
             }
         };
-        let members = array.members.iter().filter_map(|member| {
-            Some(MemberStatus {
-                index: u32::from(member.index.0),
-                path: member.path.display().to_string(),
-                state: match member.state {
-                    RaidMemberState::Online => MemberState::Online,
-                    RaidMemberState::Failed => MemberState::Failed,
-                    RaidMemberState::Missing => MemberState::Missing,
-                    // Not members yet.
-                    RaidMemberState::Spare
-                    | RaidMemberState::Rebuilding { .. }
-                    | RaidMemberState::Replacing { .. } => return None,
-                },
-                uuid: member.uuid.to_string(),
-                errors: member.errors(),
-                repaired: member.repaired,
-            })
-        });
+        let stopped = array.stopped.or_else(|| self.failure.lock().clone());
+        let losses = match array.state {
+            ArrayState::Failed => self.losses().ok(),
+            ArrayState::Online | ArrayState::Degraded => None,
+        };
+        let jobs = self.jobs_of_interest();
         PoolStatus {
             uuid: self.array.uuid().to_string(),
             level: self.array.level().name().to_owned(),
@@ -310,7 +296,7 @@ impl Engine {
                 ArrayState::Degraded => PoolState::Degraded,
                 ArrayState::Failed => PoolState::Failed,
             },
-            members: members.collect(),
+            members: self.members(),
             stripe_unit_bytes: u64::from(self.array.current_layout().stripe_unit_bytes),
             capacity_bytes: u64::from(self.table.len()) * self.usable_segment_bytes(),
             free_bytes: self.available_bytes().unwrap_or(0),
@@ -335,7 +321,25 @@ impl Engine {
                 segment_bytes: u64::from(self.geometry.segment_bytes),
             },
             sequence: self.array.sequence(),
+            last_failure: array.last_failure,
+            stopped,
+            losses,
+            jobs,
         }
+    }
+
+    /// Jobs under way, and the newest of each kind.
+    fn jobs_of_interest(&self) -> Vec<JobInfo> {
+        let jobs = self.jobs.lock();
+        let newest = [JobKind::Rebuild, JobKind::Scrub]
+            .into_iter()
+            .filter_map(|kind| jobs.newest(kind).map(|record| record.id));
+        let mut ids: Vec<u64> = newest.collect();
+        let active = jobs.all().into_iter().filter(|record| record.is_active());
+        ids.extend(active.map(|record| record.id));
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().filter_map(|id| jobs.info(id)).collect()
     }
 
     /// Flush, checkpoint, clean flag. Idempotent.

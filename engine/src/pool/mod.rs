@@ -12,12 +12,18 @@ mod checkpoint;
 mod commit;
 mod disk;
 mod engine;
+mod jobs;
+mod losses;
 mod manage;
+mod members;
 mod open;
 mod pages;
 mod read;
+mod rebuild;
 mod reclaim;
 mod recovery;
+mod repair;
+mod scrub;
 mod signals;
 pub mod simulation;
 mod space;
@@ -42,12 +48,17 @@ pub use check::CheckObserver;
 pub use checkpoint::CheckpointKind;
 pub use manage::VOLUME_BYTES_MAX;
 pub use open::{EngineOptions, EpochSource};
+pub use repair::RepairMode;
 
 use self::{disk::PoolCatalog, engine::Engine, threads::Threads};
 use crate::{
-    api::{PoolSpec, PoolStatus, VolumeInfo, VolumeSpec},
+    api::{
+        JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolSpec, PoolStatus,
+        SettingsChange, VolumeInfo, VolumeSpec,
+    },
     disk::DiskCatalog,
     error::{EngineError, ErrorKind},
+    jobs::system_clock,
 };
 
 /// Which implementation of device I/O to use.
@@ -175,6 +186,7 @@ impl Pool {
         let engine_options = EngineOptions {
             index_directory: Some(directory.join("index")),
             threads: true,
+            clock: system_clock(),
             ..EngineOptions::new(options.memory_bytes)
         };
         let engine = Engine::open(array, &engine_options)?;
@@ -303,6 +315,154 @@ impl Pool {
         self.engine.delete_volume(name)
     }
 
+    /// Every member, spare and replacement, without a look at the rest.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        self.engine.members()
+    }
+
+    /// Fails a member that is in use; on return the others know (R2).
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` where it is not in use, or where the pool
+    /// cannot do without it: nothing changes then (R4).
+    pub fn fail_member(&self, index: u32, reason: &str) -> Result<(), EngineError> {
+        self.engine.fail_member(index, reason)
+    }
+
+    /// Takes a member out: a spare leaves the pool, the rebuild of a
+    /// replacement is cancelled, and one that is in use is failed.
+    ///
+    /// # Errors
+    /// As for [`Self::fail_member`].
+    pub fn remove_member(&self, index: u32) -> Result<(), EngineError> {
+        self.engine.remove_member(index)
+    }
+
+    /// Begins to put a new device in a member's place. One that is in use stays
+    /// so until the new one holds everything.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where it is too small (the message has the bytes
+    /// needed), `AlreadyExists` where it holds something and is not forced.
+    pub fn replace_member(
+        &self,
+        index: u32,
+        path: &Path,
+        force: bool,
+    ) -> Result<JobInfo, EngineError> {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.engine.replace_member(index, &path, force)
+    }
+
+    /// Begins to take a member back that was away: it gets what it missed.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the device is not that member, or has gone on
+    /// alone.
+    pub fn readd_member(&self, index: u32, path: &Path) -> Result<JobInfo, EngineError> {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.engine.readd_member(index, &path)
+    }
+
+    /// Adds a device that takes over by itself when a member fails. Returns
+    /// its index.
+    ///
+    /// # Errors
+    /// As for [`Self::replace_member`].
+    pub fn add_spare(&self, path: &Path, force: bool) -> Result<u32, EngineError> {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.engine.add_spare(&path, force)
+    }
+
+    /// Takes a spare out of the pool.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the member is none.
+    pub fn remove_spare(&self, index: u32) -> Result<(), EngineError> {
+        self.engine.remove_spare(index)
+    }
+
+    /// Jobs under way and the last that ended, oldest first.
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        self.engine.job_infos()
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.job_info(id)
+    }
+
+    /// Lets a running job rest; it keeps what it has done.
+    ///
+    /// # Errors
+    /// `NotFound`, or `InvalidArgument` where it has ended.
+    pub fn pause_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.pause_job(id)
+    }
+
+    /// Lets a paused job go on.
+    ///
+    /// # Errors
+    /// As for [`Self::pause_job`].
+    pub fn resume_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.resume_job(id)
+    }
+
+    /// Ends a job before its time. The replacement that a rebuild was filling
+    /// is let go.
+    ///
+    /// # Errors
+    /// As for [`Self::pause_job`].
+    pub fn cancel_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.cancel_job(id)
+    }
+
+    /// Begins to verify every copy of everything, and to mend it.
+    ///
+    /// # Errors
+    /// `Busy` where a scrub is under way.
+    pub fn scrub_start(&self) -> Result<JobInfo, EngineError> {
+        self.engine.scrub_start()
+    }
+
+    /// The newest scrub; one that has never been is idle.
+    pub fn scrub_status(&self) -> JobInfo {
+        self.engine.newest_job(JobKind::Scrub)
+    }
+
+    /// Ends the scrub that is under way.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is none.
+    pub fn scrub_cancel(&self) -> Result<JobInfo, EngineError> {
+        self.engine.scrub_cancel()
+    }
+
+    /// What the administrator has set.
+    pub fn settings(&self) -> PoolSettings {
+        self.engine.pool_settings()
+    }
+
+    /// Changes settings: in force at once, durable on return.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for limits that would fail healthy members.
+    pub fn set_settings(&self, change: &SettingsChange) -> Result<PoolSettings, EngineError> {
+        self.engine.set_settings(change)
+    }
+
+    /// What of all volumes cannot be read, as of the newest checkpoint: reads
+    /// the maps, and nothing else.
+    ///
+    /// # Errors
+    /// The pool's failure.
+    pub fn losses(&self) -> Result<LossReport, EngineError> {
+        self.engine.losses()
+    }
+
     /// The volumes as disks to serve.
     pub fn catalog(&self) -> Arc<dyn DiskCatalog> {
         Arc::new(PoolCatalog(Arc::clone(&self.engine)))
@@ -343,11 +503,13 @@ pub(crate) fn open_array(
         );
         EngineError::new(ErrorKind::NotFound, message)
     })?;
-    let members: Vec<PathBuf> = witness
-        .members
-        .into_iter()
-        .map(|member| member.path)
-        .collect();
+    // A member that comes back has two rows until it has all that it missed.
+    let mut members: Vec<PathBuf> = Vec::new();
+    for member in witness.members {
+        if !members.contains(&member.path) {
+            members.push(member.path);
+        }
+    }
     let options = OpenOptions {
         read_only,
         lock_patience: LOCK_PATIENCE,

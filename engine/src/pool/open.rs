@@ -9,7 +9,11 @@
 //! higher generation limit, so that an interrupted recovery never issues a
 //! generation that a later one issues again (R1, R9).
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use parking_lot::{Mutex, RwLock};
 use tessera_dedup::{
@@ -31,12 +35,14 @@ use super::{
     commit::CommitState,
     engine::{AppendState, Budget, Engine, Volumes},
     pages::Pages,
+    repair::Salvage,
     volume::Volume,
 };
 use crate::{
     catalogue::VolumeRecord,
     epochs::Epochs,
     error::{EngineError, ErrorKind},
+    jobs::{Clock, JobRecord, JobTable},
     journal::{ChainPoint, Epoch, RecordBuffer, Ring},
     map::{self, PAGE_BYTES},
     root::{EngineRecord, RootPage, StreamEnd},
@@ -54,6 +60,9 @@ pub struct EngineOptions {
     pub index_directory: Option<PathBuf>,
     /// Source of journal epochs.
     pub epochs: EpochSource,
+    /// Milliseconds since 1970, for what jobs record and the scrub schedule.
+    /// A clock that stands at 0 schedules nothing.
+    pub clock: Clock,
     /// Go on where a clean stop left the open segments. Off in tests that want
     /// every opening to look like the one after a crash.
     pub resume: bool,
@@ -63,12 +72,13 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// With a memory budget, an index in memory and random epochs.
+    /// With a memory budget, an index in memory, random epochs and no clock.
     pub fn new(memory_bytes: u64) -> Self {
         Self {
             memory_bytes,
             index_directory: None,
             epochs: Arc::new(|| *uuid::Uuid::new_v4().as_bytes()),
+            clock: Arc::new(|| 0),
             resume: true,
             threads: false,
         }
@@ -98,12 +108,28 @@ pub(crate) fn chain_start(epochs: &EpochSource) -> ChainPoint {
 impl Engine {
     /// Opens the engine over an array; recovers if the last stop was unclean.
     pub(crate) fn open(array: Array, options: &EngineOptions) -> Result<Arc<Self>, EngineError> {
+        Self::open_salvaging(array, options, None)
+    }
+
+    /// The same with what a repair found in place of what the superblocks lead
+    /// to. Their record stays as it is until the checkpoint at the end.
+    pub(crate) fn open_salvaging(
+        array: Array,
+        options: &EngineOptions,
+        salvage: Option<&Salvage>,
+    ) -> Result<Arc<Self>, EngineError> {
         let array = Arc::new(array);
-        let record = EngineRecord::decode(&array.engine_record()).ok_or_else(|| {
-            EngineError::damaged("The superblock's engine record cannot be understood")
-        })?;
+        let kept = array.engine_record();
+        let record = salvage
+            .map(|salvage| salvage.record.clone())
+            .or_else(|| EngineRecord::decode(&kept))
+            .ok_or_else(|| {
+                EngineError::damaged(
+                    "The superblock's engine record cannot be understood: repair the pool",
+                )
+            })?;
         let read_only = array.read_only();
-        let clean = array.was_clean();
+        let clean = array.was_clean() && salvage.is_none();
 
         let first_generation = record.generation_limit;
         let mut unclean = record.clone();
@@ -114,7 +140,11 @@ impl Engine {
             unclean.journal = chain_start(&options.epochs);
         }
         if !read_only && !broken("R1.clean_flag") {
-            array.commit(&unclean.encode(), false)?;
+            let bytes = match salvage {
+                Some(_) => kept,
+                None => unclean.encode(),
+            };
+            array.commit(&bytes, false)?;
         }
         let generations = Generations::new(first_generation, unclean.generation_limit);
 
@@ -123,8 +153,7 @@ impl Engine {
             array.current_layout().id,
         ));
         let budget = Budget::of(options.memory_bytes, array.stripe_data_bytes());
-        let (mut appender, writer, unwritten) = pipeline(&array, &table, generations);
-        appender.set_membership(array.membership_epoch());
+        let (appender, writer, unwritten) = pipeline(&array, &table, generations);
         let reader = ChunkReader::new(
             Arc::clone(&array),
             Arc::clone(&table) as Arc<dyn tessera_dedup::SegmentDirectory>,
@@ -149,9 +178,20 @@ impl Engine {
                 .caused_by(error)
         })?;
 
-        let roots = load_roots(&array, &reader, &table, &record)?;
+        let roots = match salvage {
+            Some(salvage) => salvaged_roots(salvage, &table),
+            None => load_roots(&array, &reader, &table, &record)?,
+        };
         let next_volume_id = roots.page.next_volume_id;
-        let volumes = load_volumes(&reader, &roots.page)?;
+        let volumes = match salvage {
+            Some(salvage) => salvaged_volumes(salvage),
+            None => load_volumes(&reader, &roots.page)?,
+        };
+        let jobs = match salvage {
+            Some(_) => JobTable::load(BTreeMap::new(), roots.page.next_job_id),
+            None => load_jobs(&reader, &roots.page)?,
+        };
+        let settings = roots.page.settings;
         let roots = Roots {
             volumes: volumes
                 .by_id
@@ -177,6 +217,11 @@ impl Engine {
             epochs: Epochs::default(),
             accounting: Mutex::default(),
             reclaim: Mutex::default(),
+            work: Mutex::default(),
+            clients_busy: false.into(),
+            settings: Mutex::new(settings),
+            jobs: Mutex::new(jobs),
+            clock: Arc::clone(&options.clock),
             checkpoint: Mutex::new(CheckpointState {
                 roots: Arc::new(roots),
                 record: unclean,
@@ -222,6 +267,10 @@ impl Engine {
             if !broken("R19.checkpoint") {
                 engine.checkpoint_now(CheckpointKind::Recovery(start))?;
             }
+        }
+        engine.apply_limits(&settings);
+        if !read_only {
+            engine.reconcile_rebuilds();
         }
         engine.begin_index_rebuild();
         Ok(engine)
@@ -339,7 +388,7 @@ impl Engine {
 }
 
 /// Reads the root page and fills the segment table from it.
-fn load_roots(
+pub(crate) fn load_roots(
     array: &Array,
     reader: &ChunkReader,
     table: &SegmentTable,
@@ -372,6 +421,37 @@ fn load_roots(
         pointer: Some(pointer.clone()),
         volumes: Vec::new(),
     })
+}
+
+/// Roots whose tables the next checkpoint writes anew, and the segment table.
+fn salvaged_roots(salvage: &Salvage, table: &SegmentTable) -> Roots {
+    let mut roots = salvage.roots.clone();
+    let empty = RootPage::empty(roots.page.pool);
+    roots.page.catalogue = empty.catalogue;
+    roots.page.segments = empty.segments;
+    roots.page.jobs = empty.jobs;
+    roots.page.overlay = Vec::new();
+    for (id, record) in &salvage.segments {
+        table.load(*id, *record);
+    }
+    let ids: Vec<SegmentId> = salvage.segments.iter().map(|(id, _)| *id).collect();
+    table.mark_dirty(&ids);
+    roots
+}
+
+fn salvaged_volumes(salvage: &Salvage) -> Volumes {
+    let mut volumes = Volumes::default();
+    for record in &salvage.volumes {
+        let volume = Volume::new(record);
+        let mut state = volume.state.write();
+        state.record_changed = true;
+        for (first, entries) in salvage.leaves.get(&record.id).into_iter().flatten() {
+            state.active.set_run(*first, entries);
+        }
+        drop(state);
+        volumes.insert(Arc::new(volume));
+    }
+    volumes
 }
 
 /// Fills a table from a root page's tree and overlay.
@@ -433,6 +513,22 @@ fn load_volumes(reader: &ChunkReader, page: &RootPage) -> Result<Volumes, Engine
         volumes.insert(Arc::new(Volume::new(&record)));
     }
     Ok(volumes)
+}
+
+/// The job table of a root page. A row that cannot be understood is left out:
+/// no data hangs on it.
+fn load_jobs(reader: &ChunkReader, page: &RootPage) -> Result<JobTable, EngineError> {
+    let mut rows = BTreeMap::new();
+    map::for_each_record(&page.jobs, &Pages(reader), |row, bytes| {
+        match JobRecord::decode(bytes) {
+            Some(record) => {
+                rows.insert(row, record);
+            }
+            None => tracing::warn!(row, "The record of a job is malformed"),
+        }
+        Ok::<(), EngineError>(())
+    })?;
+    Ok(JobTable::load(rows, page.next_job_id))
 }
 
 impl Volumes {

@@ -207,7 +207,7 @@ impl Engine {
 impl Roots {
     /// Every tree of the checkpoint.
     pub(crate) fn trees(&self) -> Vec<Tree> {
-        let mut trees = vec![self.page.catalogue, self.page.segments];
+        let mut trees = vec![self.page.catalogue, self.page.segments, self.page.jobs];
         trees.extend_from_slice(&self.volumes);
         trees
     }

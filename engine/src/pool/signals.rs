@@ -41,6 +41,8 @@ pub(crate) struct Signals {
     pub(crate) committer: Bell,
     /// A checkpoint or a reclaim pass is due.
     pub(crate) maintenance: Bell,
+    /// A job was started or let go on, or may go faster.
+    pub(crate) jobs: Bell,
     /// Summaries are waiting for the index.
     pub(crate) index: Bell,
 }

@@ -3,14 +3,17 @@
 //! Every wait in the engine is a call to a step function, so one thread can
 //! drive everything, deterministically (R24). A crash is a drop.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use tessera_dedup::segment::SegmentState;
 use tessera_raid::Array;
 
 use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, open::new_record};
 use crate::{
-    api::{CheckReport, PoolStatus, VolumeInfo, VolumeSpec},
+    api::{
+        CheckReport, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolStatus,
+        RepairReport, SettingsChange, VolumeInfo, VolumeSpec,
+    },
     disk::{Disk, DiskCatalog, DiskError},
     error::EngineError,
 };
@@ -18,6 +21,19 @@ use crate::{
 /// As [`super::Pool::check`], on an array that was opened read-only.
 pub fn check(array: &Array, data: bool, observer: &dyn super::CheckObserver) -> CheckReport {
     super::check::check_array(array, data, observer)
+}
+
+/// As [`super::Pool::repair`]; `open` opens the array read-only or not.
+///
+/// # Errors
+/// As there.
+pub fn repair(
+    open: &dyn Fn(bool) -> Result<Array, EngineError>,
+    options: &EngineOptions,
+    mode: super::RepairMode,
+    observer: &dyn super::CheckObserver,
+) -> Result<RepairReport, EngineError> {
+    super::repair::repair(open, options, mode, observer)
 }
 
 /// An engine that only moves when called.
@@ -96,6 +112,143 @@ impl Simulated {
     /// The pool's failure.
     pub fn reclaim(&self) -> Result<bool, EngineError> {
         self.engine.reclaim_pass()
+    }
+
+    /// One step of the job whose turn it is. False when there is none.
+    ///
+    /// # Errors
+    /// What made the job, or the pool, fail.
+    pub fn job_step(&self) -> Result<bool, EngineError> {
+        Ok(self.engine.job_step()?.is_some())
+    }
+
+    /// See [`super::Pool::members`].
+    pub fn members(&self) -> Vec<MemberStatus> {
+        self.engine.members()
+    }
+
+    /// See [`super::Pool::fail_member`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fail_member(&self, index: u32, reason: &str) -> Result<(), EngineError> {
+        self.engine.fail_member(index, reason)
+    }
+
+    /// See [`super::Pool::remove_member`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_member(&self, index: u32) -> Result<(), EngineError> {
+        self.engine.remove_member(index)
+    }
+
+    /// See [`super::Pool::replace_member`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace_member(
+        &self,
+        index: u32,
+        path: &Path,
+        force: bool,
+    ) -> Result<JobInfo, EngineError> {
+        self.engine.replace_member(index, path, force)
+    }
+
+    /// See [`super::Pool::readd_member`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn readd_member(&self, index: u32, path: &Path) -> Result<JobInfo, EngineError> {
+        self.engine.readd_member(index, path)
+    }
+
+    /// See [`super::Pool::add_spare`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_spare(&self, path: &Path, force: bool) -> Result<u32, EngineError> {
+        self.engine.add_spare(path, force)
+    }
+
+    /// See [`super::Pool::remove_spare`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_spare(&self, index: u32) -> Result<(), EngineError> {
+        self.engine.remove_spare(index)
+    }
+
+    /// See [`super::Pool::jobs`].
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        self.engine.job_infos()
+    }
+
+    /// See [`super::Pool::job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.job_info(id)
+    }
+
+    /// See [`super::Pool::pause_job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pause_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.pause_job(id)
+    }
+
+    /// See [`super::Pool::resume_job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resume_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.resume_job(id)
+    }
+
+    /// See [`super::Pool::cancel_job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cancel_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.engine.cancel_job(id)
+    }
+
+    /// See [`super::Pool::scrub_start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn scrub_start(&self) -> Result<JobInfo, EngineError> {
+        self.engine.scrub_start()
+    }
+
+    /// See [`super::Pool::scrub_status`].
+    pub fn scrub_status(&self) -> JobInfo {
+        self.engine.newest_job(JobKind::Scrub)
+    }
+
+    /// See [`super::Pool::settings`].
+    pub fn settings(&self) -> PoolSettings {
+        self.engine.pool_settings()
+    }
+
+    /// See [`super::Pool::set_settings`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_settings(&self, change: &SettingsChange) -> Result<PoolSettings, EngineError> {
+        self.engine.set_settings(change)
+    }
+
+    /// See [`super::Pool::losses`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn losses(&self) -> Result<LossReport, EngineError> {
+        self.engine.losses()
     }
 
     /// One turn of the index's background work.

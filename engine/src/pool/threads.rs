@@ -6,10 +6,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{CheckpointKind, engine::Engine};
+use crate::{api::JobKind, jobs::Pace};
 
 /// How often the timer commits, and maintenance looks around.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,6 +37,7 @@ impl Threads {
         threads.spawn(engine, "tsr-commit", commit)?;
         threads.spawn(engine, "tsr-maintain", maintain)?;
         threads.spawn(engine, "tsr-index", feed_index)?;
+        threads.spawn(engine, "tsr-jobs", run_jobs)?;
         Ok(threads)
     }
 
@@ -61,6 +63,7 @@ impl Threads {
             &signals.committer,
             &signals.maintenance,
             &signals.index,
+            &signals.jobs,
         ] {
             bell.ring();
         }
@@ -134,19 +137,74 @@ fn feed_index(engine: &Engine, stopping: &AtomicBool) {
     }
 }
 
+/// Steps jobs, as fast as settings and clients allow.
+fn run_jobs(engine: &Engine, stopping: &AtomicBool) {
+    let mut pace = Pace::default();
+    let mut last_limit = 0;
+    while !stopping.load(Ordering::Acquire) {
+        let began = Instant::now();
+        let stepped = match engine.job_step() {
+            Ok(Some(stepped)) => stepped,
+            Ok(None) => {
+                engine.signals.jobs.listen(TICK);
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "A job cannot go on");
+                engine.signals.jobs.listen(TICK);
+                continue;
+            }
+        };
+        let limit = engine.rate_limit(stepped.kind);
+        if limit != last_limit {
+            pace = Pace::default();
+            last_limit = limit;
+        }
+        let (busy, now) = (engine.take_busy(), (engine.clock)());
+        let courtesy = pace.after(stepped.bytes, limit, busy, began.elapsed(), now);
+        if !courtesy.is_zero() {
+            engine.signals.jobs.listen(courtesy);
+        }
+        let allowed =
+            || stopping.load(Ordering::Acquire) || engine.rate_limit(stepped.kind) != limit;
+        while !allowed() {
+            let rest = pace.rest((engine.clock)());
+            if rest.is_zero() {
+                break;
+            }
+            engine.signals.jobs.listen(rest);
+        }
+    }
+}
+
 impl Engine {
-    /// One turn of maintenance: a checkpoint when much has changed or nothing
-    /// more is coming, a reclaim pass when space runs low.
+    /// Bytes a second that a kind of job may move; 0: no limit.
+    fn rate_limit(&self, kind: JobKind) -> u64 {
+        let settings = self.pool_settings();
+        match kind {
+            JobKind::Rebuild => settings.rebuild_bytes_per_second,
+            JobKind::Scrub => settings.scrub_bytes_per_second,
+        }
+    }
+
+    /// One turn of maintenance: spares for failed members, a scrub that is due,
+    /// a checkpoint when much has changed or nothing more is coming, a reclaim
+    /// pass when space runs low.
     pub(crate) fn maintenance_step(&self, idle: bool) -> Result<(), crate::error::EngineError> {
         if self.check_usable().is_err() {
             return Ok(());
         }
+        self.take_spares_over();
+        self.heal_unreadable();
+        self.scrub_by_schedule();
         let layers = self.layer_bytes.load(Ordering::Relaxed);
         let journal_is_half_full = {
             let commit = self.commit.lock();
             2 * commit.ring.used_bytes() > commit.ring.capacity_bytes()
         };
-        let due = layers > self.budget.layers as u64 || journal_is_half_full;
+        let due = layers > self.budget.layers as u64
+            || journal_is_half_full
+            || self.jobs.lock().wants_checkpoint();
         if due || idle && self.is_dirty() {
             self.checkpoint_now(CheckpointKind::Normal)?;
         }

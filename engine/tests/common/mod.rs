@@ -12,6 +12,7 @@ pub mod fuzzed;
 pub mod hazards;
 pub mod interpose;
 pub mod model;
+pub mod pools;
 pub mod watch;
 pub mod world;
 

@@ -195,7 +195,30 @@ impl World {
             ..OpenOptions::default()
         };
         let witness = Box::new(self.witness.clone());
-        Array::open(self.backend(), &self.paths, witness, &options)
+        // As a pool does: by what the witness says of spares and replacements.
+        let mut paths: Vec<PathBuf> = match self.witness.record() {
+            Some(record) => record.members.into_iter().map(|row| row.path).collect(),
+            None => self.paths.clone(),
+        };
+        let mut known = std::collections::BTreeSet::new();
+        paths.retain(|path| known.insert(path.clone()));
+        Array::open(self.backend(), &paths, witness, &options)
+    }
+
+    /// A device that is none of the pool's yet.
+    pub fn add_device(&self, name: &str) -> PathBuf {
+        let path = PathBuf::from(name);
+        self.sim.add_device(&path, self.device_bytes);
+        path
+    }
+
+    /// Where a block of a segment's column lies on its member.
+    pub fn slot_offset(&self, segment: u32) -> u64 {
+        self.slots_offset + u64::from(segment) * self.slot_bytes
+    }
+
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
     }
 
     pub fn open(&self) -> Result<Simulated, EngineError> {

@@ -407,7 +407,11 @@ fn describe(
 fn warn_of_members(status: &PoolStatus) {
     for member in &status.members {
         let state = match member.state {
-            MemberState::Online => continue,
+            // Not in use yet, and nothing is wrong with them.
+            MemberState::Online
+            | MemberState::Spare
+            | MemberState::Rebuilding
+            | MemberState::Replacing => continue,
             MemberState::Failed => "failed",
             MemberState::Missing => "missing",
         };

@@ -42,6 +42,10 @@ impl Management for MapPool {
                 index_state: "ready".into(),
                 segments: SegmentCounts::default(),
                 sequence: 9,
+                last_failure: None,
+                stopped: None,
+                losses: None,
+                jobs: Vec::new(),
             },
             server: Some(ServerInfo {
                 pid: 7,

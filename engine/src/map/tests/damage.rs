@@ -34,18 +34,74 @@ fn pointer(store: &Store, tree: &Tree, level: u8, index: u64) -> Pointer {
     store.pages_of(tree)[&owner(level, index)]
 }
 
-/// Every operation that must look into leaf 300, slot 1.
+/// Every reader that must look into leaf 300, slot 1.
 fn attempts(tree: &Tree, store: &Store) -> Vec<MapError> {
     let index = 300 * 256 + 1;
-    let mut layer = Layer::new();
-    layer.set(index, stored_entry(2));
-    let mut stats = MergeStats::default();
     vec![
         lookup(tree, store, index, &mut [None; 4]).unwrap_err(),
         lookup_many(tree, store, &[7, index], &mut [Entry::HOLE; 2]).unwrap_err(),
         runs(tree, &[], store, index, 1, 1).unwrap_err(),
-        merge(tree, &layer, store, &mut store.sink(), &mut stats).unwrap_err(),
     ]
+}
+
+/// A change of leaf 300, slot 1.
+fn change(tree: &Tree, store: &Store) -> Result<(Tree, MergeStats), MapError> {
+    let mut layer = Layer::new();
+    layer.set(300 * 256 + 1, stored_entry(2));
+    let mut stats = MergeStats::default();
+    let tree = merge(tree, &layer, store, &mut store.sink(), &mut stats)?;
+    Ok((tree, stats))
+}
+
+#[test]
+fn what_lies_under_a_lost_page_stays_an_error_and_never_fails_a_merge() {
+    for level in 0..3 {
+        let store = Store::default();
+        let old = mapped(&store);
+        store.break_page(&pointer(&store, &old, level, 300 >> (8 * level)));
+        let (tree, stats) = change(&old, &store).unwrap();
+        assert_eq!((stats.pages_lost, stats.exact), (1, false));
+        assert_eq!(Tree::decode(&tree.encode()), Some(tree));
+        // Again, over pages that say so themselves.
+        let (tree, stats) = change(&tree, &store).unwrap();
+        assert_eq!(stats.pages_lost, 0);
+
+        let first = 300_u64 >> (8 * level) << (8 * level);
+        let lost = first * 256..(first + (1 << (8 * level))) * 256;
+        for leaf in (0..1000).step_by(50) {
+            let mut out = [None; 2];
+            lookup(&tree, &store, leaf * 256, &mut out).unwrap();
+            let expected = match leaf {
+                300 => [Entry::LOST, stored_entry(2)],
+                _ if lost.contains(&(leaf * 256)) => [Entry::LOST; 2],
+                _ => [stored_entry(1); 2],
+            };
+            assert_eq!(out, expected.map(Some), "leaf {leaf}, level {level}");
+        }
+        let mut told = 0;
+        let done = Walker::new(tree).step(&store, 4000, &mut |visit| {
+            if let Visit::Lost { first, count } = visit {
+                assert!(lost.contains(&first) && first + count <= lost.end);
+                told += count;
+            }
+        });
+        assert_eq!((done.unwrap(), told), (true, lost.end - lost.start - 1));
+    }
+}
+
+#[test]
+fn a_change_of_everything_under_a_lost_page_ends_the_loss() {
+    let store = Store::default();
+    let old = mapped(&store);
+    store.break_page(&pointer(&store, &old, 1, 1));
+    let (tree, _) = change(&old, &store).unwrap();
+    let mut layer = Layer::new();
+    layer.fill(256 * 256, 256 * 256, Entry::ZERO);
+    let mut stats = MergeStats::default();
+    let tree = merge(&tree, &layer, &store, &mut store.sink(), &mut stats).unwrap();
+    let mut out = [None; 2];
+    lookup(&tree, &store, 300 * 256, &mut out).unwrap();
+    assert_eq!(out, [Some(Entry::ZERO); 2]);
 }
 
 #[test]
@@ -88,7 +144,8 @@ fn an_entry_that_cannot_have_been_written_is_damage() {
         } else {
             Damage::Pointer { slot }
         };
-        for error in attempts(&tree, &store) {
+        let merged = change(&tree, &store).unwrap_err();
+        for error in attempts(&tree, &store).into_iter().chain([merged]) {
             let MapError::Damaged { page, damage } = error else {
                 panic!("{error}")
             };
@@ -151,10 +208,6 @@ fn an_unreadable_leaf_is_mended_by_changing_all_of_it() {
     layer.set(2 * 256, stored_entry(2));
     layer.set_run(3 * 256, &[stored_entry(2); 100]);
     layer.fill(3 * 256 + 100, 155, Entry::HOLE);
-    let mut stats = MergeStats::default();
-    let failed = merge(&tree, &layer, &store, &mut store.sink(), &mut stats);
-    assert_eq!(failed.unwrap_err().page(), Some(owner(0, 3)));
-
     layer.set(3 * 256 + 255, stored_entry(3));
     let mut stats = MergeStats::default();
     let tree = merge(&tree, &layer, &store, &mut store.sink(), &mut stats).unwrap();

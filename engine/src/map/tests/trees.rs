@@ -43,7 +43,7 @@ fn walk(tree: &Tree, store: &Store, pages: usize) -> (Vec<(u64, Entry)>, Vec<Pag
                     });
                 }
                 Visit::Entry { index, entry } => entries.push((index, entry)),
-                Visit::Record { .. } => panic!("volumes have no records"),
+                Visit::Lost { .. } | Visit::Record { .. } => panic!("volumes have no records"),
             })
             .unwrap();
         assert!(store.reads.get() - before <= u64::try_from(pages).unwrap());
@@ -280,6 +280,7 @@ fn one_changed_entry_rewrites_one_path() {
         pages_written: 3,
         pages_read: 3,
         exact: true,
+        pages_lost: 0,
     };
     assert_eq!((stats, store.batches.get()), (expected, 3));
 }

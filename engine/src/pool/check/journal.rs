@@ -6,7 +6,7 @@ use tessera_dedup::{
     Entry,
     segment::{SegmentState, Stream},
 };
-use tessera_raid::{ArrayState, MemberIndex, MemberSet, SegmentId, device::AlignedBuf};
+use tessera_raid::{ArrayState, MemberIndex, MemberSet, SegmentId};
 
 use super::{
     Check,
@@ -16,7 +16,7 @@ use super::{
     trees::{Volumes, shape_of},
 };
 use crate::{
-    journal::{Batch, Record, Records, batch, read_chain},
+    journal::{Batch, Record, Records, has_copy, read_chain},
     root::EngineRecord,
 };
 
@@ -62,7 +62,7 @@ impl Check<'_> {
         let degraded = self.array.status().state != ArrayState::Online;
         let mut offset = record.journal.offset;
         for (number, found) in batches.iter().enumerate() {
-            let has = |member: &MemberIndex| self.has_copy(*member, offset % ring, found);
+            let has = |member: &MemberIndex| has_copy(self.array, *member, offset % ring, found);
             let mut copies = holders.iter().filter(|member| has(member)).count();
             if copies < holders.len() {
                 let others = in_use.iter().filter(|member| !holders.contains(member));
@@ -87,17 +87,6 @@ impl Check<'_> {
                 offset = offset.next_multiple_of(ring);
             }
         }
-    }
-
-    fn has_copy(&self, member: MemberIndex, position: u64, wanted: &Batch) -> bool {
-        let Ok(length) = usize::try_from(wanted.length) else {
-            return false;
-        };
-        let read = self
-            .array
-            .journal_read(member, position, AlignedBuf::zeroed(length));
-        let decoded = read.ok().and_then(|bytes| batch::decode(&bytes));
-        decoded.is_some_and(|found| found.checksum == wanted.checksum)
     }
 
     /// Checks the records as recovery would apply them. Returns the chunks

@@ -159,6 +159,7 @@ impl<'a> Check<'a> {
         if let Some((pointer, page)) = &root {
             self.segment_table(&record, pointer, page, &mut segments);
             volumes = self.catalogue(page, &mut segments);
+            self.job_table(page, &mut segments);
         }
         let journalled = self.journal_records(&record, &batches, &mut segments, &mut volumes);
         for volume in volumes.iter() {

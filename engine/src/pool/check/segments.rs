@@ -187,7 +187,7 @@ impl Check<'_> {
                         _ => bad.push(format!("Segment {index} does not exist on the members")),
                     }
                 }
-                Visit::Entry { .. } => {}
+                Visit::Entry { .. } | Visit::Lost { .. } => {}
             });
             self.progress("segment table", seen, total);
             match done {

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     catalogue::VolumeRecord,
+    jobs::JobRecord,
     map::{PAGE_BYTES, PageOwner, Tree, Visit, Walker},
     root::RootPage,
 };
@@ -59,7 +60,7 @@ pub(super) fn shape_of(entry: &Entry, chunk_bytes: u32) -> Result<(), String> {
     let possible = match entry.kind {
         EntryKind::Raw => entry.stored == chunk_bytes && aligned,
         EntryKind::Lz4 => entry.stored < chunk_bytes && (aligned || !straddles),
-        EntryKind::Hole | EntryKind::Zero | EntryKind::Page => false,
+        EntryKind::Hole | EntryKind::Zero | EntryKind::Page | EntryKind::Lost => false,
     };
     if possible {
         Ok(())
@@ -115,12 +116,28 @@ impl Check<'_> {
         volumes
     }
 
+    /// Reads the job table.
+    pub(super) fn job_table(&mut self, page: &RootPage, segments: &mut Segments) {
+        let mut bad = Vec::new();
+        self.walk(page.jobs, "jobs", (0, 0), segments, &mut |visit, _| {
+            if let Visit::Record { index, bytes } = visit
+                && JobRecord::decode(bytes).is_none_or(|job| job.id >= page.next_job_id)
+            {
+                bad.push(format!("The record of job {index} is malformed"));
+            }
+        });
+        for problem in bad {
+            self.problem(problem);
+        }
+    }
+
     /// Walks a volume's map and checks every pointer in it.
     pub(super) fn volume(&mut self, volume: &VolumeRecord, segments: &mut Segments) {
         let label = format!("volume {}", volume.name);
         let chunks = volume.size_bytes.div_ceil(u64::from(volume.chunk_bytes));
         let (mut stored, mut beyond) = (0, 0);
         let mut wrong = Vec::new();
+        let mut lost: Vec<(u64, u64)> = Vec::new();
         let total = volume.stored_chunks;
         let whole = self.walk(
             volume.tree,
@@ -128,6 +145,12 @@ impl Check<'_> {
             (0, total),
             segments,
             &mut |visit, segments| {
+                if let Visit::Lost { first, count } = visit {
+                    match lost.last_mut() {
+                        Some((_, end)) if *end == first => *end += count,
+                        _ => lost.push((first, first + count)),
+                    }
+                }
                 let Visit::Entry { index, entry } = visit else {
                     return;
                 };
@@ -148,6 +171,14 @@ impl Check<'_> {
         self.findings.report.pointers_checked += stored;
         for problem in wrong {
             self.problem(problem);
+        }
+        // Beyond the end nobody can have lost anything.
+        for (first, end) in lost.into_iter().filter(|(first, _)| *first < chunks) {
+            let last = end.min(chunks) - 1;
+            self.problem(format!(
+                "The map of chunks {first} to {last} of volume {} is lost",
+                volume.name
+            ));
         }
         if beyond > 0 {
             self.note(format!(
@@ -199,6 +230,10 @@ impl Check<'_> {
                     Seen::Entry(index, entry) => {
                         done += 1;
                         visit(Visit::Entry { index, entry }, segments);
+                    }
+                    Seen::Lost(first, count) => {
+                        whole = false;
+                        visit(Visit::Lost { first, count }, segments);
                     }
                     Seen::Record(index, bytes) => {
                         done += 1;
@@ -253,6 +288,7 @@ fn data_stream_is_not(segments: &Segments, entry: &Entry) -> Result<(), String> 
 enum Seen {
     Page(tessera_raid::SegmentId, Entry),
     Entry(u64, Entry),
+    Lost(u64, u64),
     Record(u64, Vec<u8>),
 }
 
@@ -261,6 +297,7 @@ impl From<Visit<'_>> for Seen {
         match visit {
             Visit::Page { pointer, .. } => Self::Page(pointer.entry.segment, pointer.entry),
             Visit::Entry { index, entry } => Self::Entry(index, entry),
+            Visit::Lost { first, count } => Self::Lost(first, count),
             Visit::Record { index, bytes } => Self::Record(index, bytes.to_vec()),
         }
     }

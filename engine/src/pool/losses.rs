@@ -1,0 +1,276 @@
+//! Saying exactly what is lost: which bytes of which volumes.
+//!
+//! Two questions have one answer. A scrub has places that no copy verifies of,
+//! and asks who names them. A pool with more failed members than its layout
+//! survives asks which of all the places that maps name can still be read; for
+//! that nothing but maps is read, because the layout tells where data lies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tessera_dedup::Entry;
+use tessera_raid::{
+    MemberSet, MemberState, SegmentId,
+    device::{AlignedBuf, BLOCK_BYTES},
+};
+
+use super::{CheckpointKind, engine::Engine, pages::Pages};
+use crate::{
+    api::{LossReport, LostRange, VolumeLoss},
+    error::EngineError,
+    jobs::JobRecord,
+    map::{PageOwner, Tree, Visit, Walker},
+};
+
+const PAGES_PER_STEP: usize = 256;
+/// Ranges told of each volume; more make the report incomplete.
+const RANGES_MAX: usize = 1000;
+
+/// Where things are lost: what to ask of each pointer.
+trait Lost {
+    fn is_lost(&mut self, entry: &Entry) -> bool;
+}
+
+/// Places that a scrub found.
+struct Places {
+    wanted: BTreeSet<(SegmentId, u32)>,
+    /// Those that something names.
+    named: BTreeSet<(SegmentId, u32)>,
+}
+
+impl Lost for Places {
+    fn is_lost(&mut self, entry: &Entry) -> bool {
+        let place = (entry.segment, entry.position);
+        let lost = self.wanted.contains(&place);
+        if lost {
+            self.named.insert(place);
+        }
+        lost
+    }
+}
+
+/// Places whose members are gone.
+struct Gone<'a> {
+    engine: &'a Engine,
+    failed: MemberSet,
+}
+
+impl Lost for Gone<'_> {
+    fn is_lost(&mut self, entry: &Entry) -> bool {
+        let array = &self.engine.array;
+        let Some(record) = self.engine.table.record(entry.segment) else {
+            return true;
+        };
+        let Some(layout) = array.layout(record.layout) else {
+            return true;
+        };
+        let (stripe, unit) = (layout.stripe_data_bytes(), layout.stripe_unit_bytes);
+        let first = entry.position / unit;
+        let last = (entry.position + entry.stored.max(1) - 1) / unit;
+        let per_stripe = stripe / unit;
+        (first..=last).any(|number| {
+            let (stripe, within) = (number / per_stripe, number % per_stripe);
+            layout
+                .reconstructions(stripe, within, self.failed)
+                .is_empty()
+        })
+    }
+}
+
+/// Chunks of one volume that are lost, in order and joined.
+#[derive(Default)]
+struct Ranges {
+    chunks: Vec<(u64, u64)>,
+    /// Pages that could not be read.
+    pages: u64,
+    complete: bool,
+}
+
+impl Ranges {
+    fn add(&mut self, first: u64, count: u64) {
+        let full = self.chunks.len() >= RANGES_MAX;
+        match self.chunks.last_mut() {
+            Some((start, length)) if start.saturating_add(*length) >= first => {
+                *length = (*length).max((first - *start).saturating_add(count));
+            }
+            _ if full => self.complete = false,
+            _ => self.chunks.push((first, count)),
+        }
+    }
+}
+
+impl Engine {
+    /// What of all volumes cannot be read, as of the newest checkpoint.
+    pub(crate) fn losses(&self) -> Result<LossReport, EngineError> {
+        let mut failed: MemberSet = self
+            .array
+            .status()
+            .members
+            .iter()
+            .filter(|member| member.state != MemberState::Online)
+            .map(|member| member.index)
+            .collect();
+        if self.array.status().stopped.is_some() {
+            // Of those that the pool cannot do without none is ever recorded
+            // as failed (R4): ask them.
+            for member in self.array.journal_members() {
+                let block = AlignedBuf::zeroed(BLOCK_BYTES);
+                if self.array.journal_read(member, 0, block).is_err() {
+                    failed.insert(member);
+                }
+            }
+        }
+        failed = failed.intersection(self.array.current_layout().member_set());
+        let mut gone = Gone {
+            engine: self,
+            failed,
+        };
+        let _no_reclaim = self.reclaim.lock();
+        let mut report = LossReport {
+            volumes: Vec::new(),
+            complete: true,
+        };
+        for (name, chunk_bytes, size_bytes, tree) in self.volume_trees() {
+            let ranges = self.lost_ranges(tree, &mut gone);
+            if ranges.chunks.is_empty() {
+                continue;
+            }
+            report.complete &= ranges.complete;
+            let ranges: Vec<LostRange> = ranges
+                .chunks
+                .iter()
+                .filter_map(|(first, count)| {
+                    let offset = first.saturating_mul(chunk_bytes);
+                    let end = first.saturating_add(*count).saturating_mul(chunk_bytes);
+                    let length = end.min(size_bytes).checked_sub(offset)?;
+                    (length > 0).then_some(LostRange { offset, length })
+                })
+                .collect();
+            report.volumes.push(VolumeLoss {
+                volume: name,
+                bytes: ranges.iter().map(|range| range.length).sum(),
+                ranges,
+            });
+        }
+        Ok(report)
+    }
+
+    fn volume_trees(&self) -> Vec<(String, u64, u64, Tree)> {
+        let volumes = self.volumes.read();
+        let of = volumes.by_id.values().map(|volume| {
+            let state = volume.state.read();
+            let chunk_bytes = u64::from(volume.chunk_bytes);
+            (
+                state.name.clone(),
+                chunk_bytes,
+                state.size_bytes,
+                state.tree,
+            )
+        });
+        of.collect()
+    }
+
+    /// The caller keeps the tree's segments from being freed.
+    fn lost_ranges(&self, tree: Tree, lost: &mut dyn Lost) -> Ranges {
+        let pages = Pages(&self.reader);
+        let mut walker = Walker::new(tree);
+        let mut ranges = Ranges {
+            complete: true,
+            ..Ranges::default()
+        };
+        loop {
+            let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| match visit {
+                Visit::Entry { index, entry } if lost.is_lost(&entry) => ranges.add(index, 1),
+                Visit::Lost { first, count } => ranges.add(first, count),
+                Visit::Page {
+                    pointer,
+                    level,
+                    index,
+                } if lost.is_lost(&pointer.entry) => {
+                    // It was read from a cache, and will not be again.
+                    let span = tree.shape.capacity(level + 1);
+                    ranges.add(index.saturating_mul(span), span);
+                }
+                _ => {}
+            });
+            match step {
+                Ok(true) => return ranges,
+                Ok(false) => {}
+                Err(error) => match error.page() {
+                    Some(PageOwner { level, index, .. }) => {
+                        let span = tree.shape.capacity(level.saturating_add(1));
+                        ranges.pages += 1;
+                        ranges.add(index.saturating_mul(span), span);
+                    }
+                    None => {
+                        ranges.complete = false;
+                        return ranges;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Turns the places that a scrub found damaged into sentences about
+    /// volumes. Those that nothing names are no loss.
+    pub(crate) fn name_losses(&self, job: &JobRecord) -> Result<(), EngineError> {
+        if job.lost == 0 {
+            return Ok(());
+        }
+        self.checkpoint_now(CheckpointKind::Normal)?;
+        let mut places = Places {
+            wanted: job.damaged.iter().copied().collect(),
+            named: BTreeSet::new(),
+        };
+        let mut pages = 0;
+        let mut by_volume: BTreeMap<String, (u64, Ranges)> = BTreeMap::new();
+        {
+            let _no_reclaim = self.reclaim.lock();
+            for (name, chunk_bytes, _, tree) in self.volume_trees() {
+                let ranges = self.lost_ranges(tree, &mut places);
+                pages += ranges.pages;
+                if !ranges.chunks.is_empty() {
+                    by_volume.insert(name, (chunk_bytes, ranges));
+                }
+            }
+            self.name_table_pages(&mut places);
+        }
+        let mut sentences = Vec::new();
+        for (name, (chunk_bytes, ranges)) in by_volume {
+            for (first, count) in ranges.chunks {
+                let offset = first.saturating_mul(chunk_bytes);
+                let length = count.saturating_mul(chunk_bytes);
+                sentences.push(format!(
+                    "Volume {name}: {length} bytes at {offset} are lost"
+                ));
+            }
+        }
+        let all_known = job.damaged.len() as u64 == job.lost;
+        let named = places.named.len() as u64 + pages;
+        if !all_known {
+            let more = job.lost - job.damaged.len() as u64;
+            sentences.push(format!("{more} more damaged places were not looked up"));
+        }
+        let mut jobs = self.jobs.lock();
+        jobs.update(job.id, |record| {
+            if all_known {
+                record.lost = named;
+            }
+        });
+        jobs.set_losses(job.id, sentences);
+        Ok(())
+    }
+
+    fn name_table_pages(&self, places: &mut Places) {
+        let roots = self.roots();
+        let pages = Pages(&self.reader);
+        for tree in [roots.page.catalogue, roots.page.segments, roots.page.jobs] {
+            let mut walker = Walker::new(tree);
+            let mut visit = |visit: Visit<'_>| {
+                if let Visit::Page { pointer, .. } = visit {
+                    places.is_lost(&pointer.entry);
+                }
+            };
+            while let Ok(false) = walker.step(&pages, PAGES_PER_STEP, &mut visit) {}
+        }
+    }
+}
