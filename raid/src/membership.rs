@@ -227,7 +227,8 @@ fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
                     row.is_some_and(|row| record.members[row.index()].standing == Standing::InSync)
                 })
         };
-        let old = standing != Some(Standing::InSync) && in_common();
+        let old = standing != Some(Standing::InSync)
+            && (in_common() || went_before_it_was_named(member, record));
         (record.history.descends_from(theirs.history.head()) || old) && !newer && !rival
     };
     let (one, other): (Vec<&Found>, Vec<&Found>) = found.iter().partition(|m| connects(m));
@@ -251,6 +252,28 @@ fn refuse_diverged(found: &[Found], newest: &Found) -> Result<(), RaidError> {
             paths(&other)
         ),
     ))
+}
+
+/// Whether a member that `record` names failed had its last superblock before
+/// that, and none by which it would have gone on alone.
+///
+/// With the record that names it failed at C, it has C - 1 or less in common
+/// with the others. Alone it would first have named those who are absent: at C
+/// or later, or at C - 1 if it lacked that one when all went down.
+fn went_before_it_was_named(member: &Found, record: &PoolRecord) -> bool {
+    let theirs = &member.superblock.record;
+    let Some(row) = record.row_of(member.uuid()) else {
+        return false;
+    };
+    let named_at = record.members[row.index()].changed_at;
+    let names_somebody = theirs
+        .not_in_sync()
+        .iter()
+        .any(|other| theirs.members[other.index()].changed_at == theirs.sequence);
+    match theirs.sequence + 1 {
+        next if next < named_at => true,
+        next => next == named_at && !names_somebody,
+    }
 }
 
 /// R3: the newest must descend from what the witness remembers.

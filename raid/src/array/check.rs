@@ -186,7 +186,8 @@ fn wrong_copies(record: &PoolRecord, index: MemberIndex, copies: &Copies) -> (Wr
     let newest_slot = usize::from(record.sequence % 2 == 1);
     let row = &record.members[index.index()];
     // Whoever has just come has only one; a spare may have been away.
-    let may_lack = row.changed_at == record.sequence || row.standing == Standing::Spare;
+    let has_come = row.changed_at == record.sequence;
+    let may_be_old = has_come || row.standing == Standing::Spare;
     let before = record.sequence - 1;
     let (mut newest, mut older) = (Vec::new(), Vec::new());
     for (place, copy) in copies.0.iter().enumerate() {
@@ -197,13 +198,13 @@ fn wrong_copies(record: &PoolRecord, index: MemberIndex, copies: &Copies) -> (Wr
         let wrong = match copy {
             Copy::Unreadable(error) => format!("cannot be read ({error})"),
             Copy::Bad(Absence::Damaged(reason)) => format!("is damaged ({reason})"),
-            Copy::Bad(_) if !is_newest && may_lack => continue,
+            Copy::Bad(_) if !is_newest && has_come => continue,
             Copy::Bad(_) => "is missing".to_owned(),
             Copy::Whole(_) if is_newest => format!("is not superblock {}", record.sequence),
             Copy::Whole(other) if other.record.pool != record.pool => {
                 format!("is of pool {}", other.record.pool)
             }
-            Copy::Whole(other) if other.record.sequence != before && !may_lack => {
+            Copy::Whole(other) if other.record.sequence != before && !may_be_old => {
                 format!("is not superblock {before}")
             }
             Copy::Whole(_) => continue,

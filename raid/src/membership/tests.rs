@@ -397,15 +397,28 @@ fn r3_a_history_too_long_ago_does_not_connect_but_may_be_in_common() {
     let both = [found(&new, 0), found(&new, 1), found(&old, 2)];
     let choice = choose(&both, Some(&witness_of(&new)), false).unwrap();
     assert_eq!(choice.in_sync, set(&[0, 1]));
-    // Everybody it knows has been replaced since, or it names them failed.
+    // Everybody it knows has been replaced since. What tells is when it was
+    // named failed, and whether its last superblock names anybody.
     let mut strangers = new.clone();
     for (n, member) in strangers.members.iter_mut().take(2).enumerate() {
         member.uuid = Uuid::from_u128(300 + n as u128);
     }
-    let alone = without(&old, &[0, 1], 4000);
-    for (new, old) in [(&strangers, &old), (&new, &alone)] {
-        let found = [found(new, 0), found(new, 1), found(old, 2)];
-        assert_eq!(refused(&found, Some(&witness_of(new))).0, Kind::Diverged);
+    let mut alone = without(&old, &[0, 1], 4000);
+    alone.sequence = old.sequence;
+    alone.members[0].changed_at = alone.sequence;
+    for (named_at, theirs, accepted) in [
+        (old.sequence, &old, false),
+        (old.sequence + 1, &old, true),
+        (old.sequence + 1, &alone, false),
+        (old.sequence + 2, &alone, true),
+    ] {
+        let mut new = strangers.clone();
+        new.members[2].changed_at = named_at;
+        let all = [found(&new, 0), found(&new, 1), found(theirs, 2)];
+        match choose(&all, Some(&witness_of(&new)), false) {
+            Ok(choice) => assert!(accepted && choice.in_sync == set(&[0, 1])),
+            Err(error) => assert!(!accepted && error.kind() == Kind::Diverged, "{error}"),
+        }
     }
 }
 
