@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Compares a served pool with qemu-nbd and nbdkit, and a mounted one with NBD
-# and qemu-storage-daemon, under fio.
+# and qemu-storage-daemon, under fio; and measures rebuild and scrub, and what
+# they leave to clients (benches/upkeep.py).
 #
-#   scripts/bench.sh [--nbd | --mount] [OPTION]...     (default: both)
+#   scripts/bench.sh [--nbd | --mount | --upkeep] [OPTION]...     (default: all)
 #
 # benches/compare.py --help and benches/compare_mount.py --help say what is
 # measured and which options there are; without --nbd or --mount they have to
@@ -15,7 +16,7 @@ TESSERA=$(tessera_binary)
 
 which=both
 case ${1-} in
---nbd | --mount)
+--nbd | --mount | --upkeep)
     which=${1#--}
     shift
     ;;
@@ -26,6 +27,9 @@ case " $*" in
 esac
 
 failed=0
+if [[ $which == upkeep ]]; then
+    exec /usr/bin/python3 benches/upkeep.py --tessera "$TESSERA" "$@"
+fi
 if [[ $which != mount ]]; then
     /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@" || failed=$?
 fi
@@ -33,5 +37,8 @@ if [[ $which == both && ! -w /dev/fuse ]]; then
     say "Nothing can be mounted here: the mount is not measured"
 elif [[ $which != nbd ]]; then
     /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@" || failed=$?
+fi
+if [[ $which == both ]] && (( $# == 0 )); then
+    /usr/bin/python3 benches/upkeep.py --tessera "$TESSERA" || failed=$?
 fi
 exit "$failed"

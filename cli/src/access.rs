@@ -4,11 +4,14 @@
 //! `DIR/control.sock`; management then goes through that socket. Otherwise
 //! the pool is opened here for the moment of the command.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use tessera_engine::{
-    api::{PoolStatus, VolumeInfo, VolumeSpec},
+    api::{JobInfo, PoolSettings, PoolStatus, SettingsChange, VolumeInfo, VolumeSpec},
     pool::{IoChoice, Pool, PoolOptions},
 };
 
@@ -54,6 +57,28 @@ pub(crate) struct Resize {
     pub(crate) force: bool,
 }
 
+/// A device that the pool does not use yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewDevice {
+    /// Where it is, as the process that opens the pool sees it.
+    pub(crate) path: PathBuf,
+    /// Whatever it holds is lost, and that is meant.
+    #[serde(default)]
+    pub(crate) force: bool,
+}
+
+/// What can be done with a job that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JobControl {
+    /// Stop until told to go on.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Stop for good.
+    Cancel,
+}
+
 /// What can be asked of a pool, wherever it is open.
 pub(crate) trait Management: Send + Sync {
     /// The pool's health and space.
@@ -70,6 +95,39 @@ pub(crate) trait Management: Send + Sync {
     fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, Failure>;
     /// Deletes a volume.
     fn delete_volume(&self, name: &str) -> Result<(), Failure>;
+
+    /// Fails a member of the layout.
+    fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure>;
+    /// Takes a spare, a member being filled, or a member of the layout away.
+    fn remove_member(&self, member: u32) -> Result<(), Failure>;
+    /// Begins to fill a device that will take a member's place.
+    fn replace_member(&self, member: u32, device: &NewDevice) -> Result<JobInfo, Failure>;
+    /// Begins to bring a member up to date that was away.
+    fn readd_member(&self, member: u32, path: &Path) -> Result<JobInfo, Failure>;
+    /// Adds a spare; tells its index.
+    fn add_spare(&self, device: &NewDevice) -> Result<u32, Failure>;
+
+    /// All jobs, newest last.
+    fn jobs(&self) -> Result<Vec<JobInfo>, Failure>;
+    /// One job.
+    fn job(&self, id: u64) -> Result<JobInfo, Failure>;
+    /// Pauses, resumes or cancels a job.
+    fn control_job(&self, id: u64, control: JobControl) -> Result<JobInfo, Failure>;
+
+    /// Begins a scrub.
+    fn start_scrub(&self) -> Result<JobInfo, Failure>;
+    /// The newest scrub; idle when there was none.
+    fn scrub(&self) -> Result<JobInfo, Failure>;
+    /// Cancels the scrub that runs.
+    fn cancel_scrub(&self) -> Result<JobInfo, Failure>;
+
+    /// What can be set while the pool is in use.
+    fn settings(&self) -> Result<PoolSettings, Failure>;
+    /// Changes some of it.
+    fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure>;
+
+    /// Whether jobs end with this process: the pool is open for a command only.
+    fn is_for_command(&self) -> bool;
 }
 
 /// A pool that is open in this process.
@@ -93,6 +151,49 @@ impl LocalPool {
             pool,
             server: Some(Box::new(server)),
         }
+    }
+}
+
+/// A file that was made for a new member; removed again unless it is kept.
+struct Made(Option<PathBuf>);
+
+impl Made {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "a file that is not needed was not removed");
+        }
+    }
+}
+
+impl LocalPool {
+    /// Makes a sparse file as large as the largest member where there is
+    /// nothing yet.
+    fn make_if_missing(&self, path: &Path) -> Result<Made, Failure> {
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // What is wrong with it is for the pool to say.
+            _ => return Ok(Made(None)),
+        }
+        let failed = |error: std::io::Error| {
+            Failure::new(
+                Kind::Io,
+                format!("{} cannot be made: {error}", path.display()),
+            )
+        };
+        let members = self.pool.members();
+        let bytes = members.iter().map(|member| member.size_bytes).max();
+        let file = std::fs::File::create_new(path).map_err(failed)?;
+        let made = Made(Some(path.to_owned()));
+        file.set_len(bytes.unwrap_or(0)).map_err(failed)?;
+        Ok(made)
     }
 }
 
@@ -130,6 +231,74 @@ impl Management for LocalPool {
 
     fn delete_volume(&self, name: &str) -> Result<(), Failure> {
         Ok(self.pool.delete_volume(name)?)
+    }
+
+    fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {
+        Ok(self.pool.fail_member(member, reason)?)
+    }
+
+    fn remove_member(&self, member: u32) -> Result<(), Failure> {
+        Ok(self.pool.remove_member(member)?)
+    }
+
+    fn replace_member(&self, member: u32, device: &NewDevice) -> Result<JobInfo, Failure> {
+        let made = self.make_if_missing(&device.path)?;
+        let begun = self
+            .pool
+            .replace_member(member, &device.path, device.force)?;
+        made.keep();
+        Ok(begun)
+    }
+
+    fn readd_member(&self, member: u32, path: &Path) -> Result<JobInfo, Failure> {
+        Ok(self.pool.readd_member(member, path)?)
+    }
+
+    fn add_spare(&self, device: &NewDevice) -> Result<u32, Failure> {
+        let made = self.make_if_missing(&device.path)?;
+        let index = self.pool.add_spare(&device.path, device.force)?;
+        made.keep();
+        Ok(index)
+    }
+
+    fn jobs(&self) -> Result<Vec<JobInfo>, Failure> {
+        Ok(self.pool.jobs())
+    }
+
+    fn job(&self, id: u64) -> Result<JobInfo, Failure> {
+        Ok(self.pool.job(id)?)
+    }
+
+    fn control_job(&self, id: u64, control: JobControl) -> Result<JobInfo, Failure> {
+        Ok(match control {
+            JobControl::Pause => self.pool.pause_job(id)?,
+            JobControl::Resume => self.pool.resume_job(id)?,
+            JobControl::Cancel => self.pool.cancel_job(id)?,
+        })
+    }
+
+    fn start_scrub(&self) -> Result<JobInfo, Failure> {
+        Ok(self.pool.scrub_start()?)
+    }
+
+    fn scrub(&self) -> Result<JobInfo, Failure> {
+        Ok(self.pool.scrub_status())
+    }
+
+    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
+        Ok(self.pool.scrub_cancel()?)
+    }
+
+    fn settings(&self) -> Result<PoolSettings, Failure> {
+        Ok(self.pool.settings())
+    }
+
+    fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure> {
+        Ok(self.pool.set_settings(change)?)
+    }
+
+    fn is_for_command(&self) -> bool {
+        self.server.is_none()
     }
 }
 

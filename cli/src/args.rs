@@ -104,6 +104,15 @@ pub(crate) enum Command {
     /// Make, show and change volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Look after the members of a pool
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Verify and mend a pool in use
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
+    /// Follow and steer what a pool does in the background
+    #[command(subcommand)]
+    Job(JobCommand),
     Serve(commands::serve::Serve),
     Mount(commands::mount::Mount),
     /// Check and write configuration files of 'tessera serve'
@@ -125,6 +134,39 @@ pub(crate) enum PoolCommand {
     Status(commands::pool_status::Status),
     Import(commands::pool_import::Import),
     Check(commands::pool_check::Check),
+    Set(commands::pool_set::Set),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    #[command(visible_alias = "ls")]
+    List(commands::member_list::List),
+    Fail(commands::member_fail::Fail),
+    #[command(visible_alias = "rm")]
+    Remove(commands::member_remove::Remove),
+    Replace(commands::member_replace::Replace),
+    ReAdd(commands::member_replace::Readd),
+    AddSpare(commands::member_add_spare::AddSpare),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    Start(commands::scrub_start::Start),
+    Status(commands::scrub_status::Status),
+    Cancel(commands::scrub_cancel::Cancel),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    #[command(visible_alias = "ls")]
+    List(commands::job_list::List),
+    Follow(commands::job_follow::Follow),
+    /// Stop a job until it is told to go on
+    Pause(commands::job_control::Control),
+    /// Let a paused job go on
+    Resume(commands::job_control::Control),
+    /// Stop a job for good
+    Cancel(commands::job_control::Control),
 }
 
 #[derive(Debug, Subcommand)]
@@ -238,6 +280,10 @@ mod tests {
             ),
             ("tessera pool create d --level raid5", "MEMBER"),
             ("tessera pool import d", "MEMBER"),
+            ("tessera pool set d --stall-limit 0", "--stall-limit"),
+            ("tessera member replace d 1", "NEW_PATH"),
+            ("tessera member fail d", "MEMBER"),
+            ("tessera job pause d x", "x"),
             ("tessera volume rename d a", "NEW"),
             ("tessera vollume list d", "'volume'"),
             ("tessera volume lst d", "'list'"),

@@ -3,11 +3,25 @@
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod man;
+pub(crate) mod job_control;
+pub(crate) mod job_follow;
+pub(crate) mod job_list;
+pub(crate) mod job_view;
+pub(crate) mod member_add_spare;
+pub(crate) mod member_choice;
+pub(crate) mod member_fail;
+pub(crate) mod member_list;
+pub(crate) mod member_remove;
+pub(crate) mod member_replace;
 pub(crate) mod mount;
 pub(crate) mod pool_check;
 pub(crate) mod pool_create;
 pub(crate) mod pool_import;
+pub(crate) mod pool_set;
 pub(crate) mod pool_status;
+pub(crate) mod scrub_cancel;
+pub(crate) mod scrub_start;
+pub(crate) mod scrub_status;
 pub(crate) mod serve;
 pub(crate) mod volume_create;
 pub(crate) mod volume_delete;
@@ -17,7 +31,8 @@ pub(crate) mod volume_resize;
 pub(crate) mod volume_show;
 
 use crate::{
-    args::{Cli, Command, ConfigCommand, PoolCommand, VolumeCommand},
+    access::JobControl,
+    args::{Cli, Command, ConfigCommand, JobCommand, MemberCommand, PoolCommand, ScrubCommand, VolumeCommand},
     output::Outcome,
 };
 
@@ -29,6 +44,21 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Pool(PoolCommand::Status(command)) => command.run(globals)?,
         Command::Pool(PoolCommand::Import(command)) => command.run(globals)?,
         Command::Pool(PoolCommand::Check(command)) => return command.run(globals),
+        Command::Pool(PoolCommand::Set(command)) => command.run(globals)?,
+        Command::Member(MemberCommand::List(command)) => command.run(globals)?,
+        Command::Member(MemberCommand::Fail(command)) => command.run(globals)?,
+        Command::Member(MemberCommand::Remove(command)) => command.run(globals)?,
+        Command::Member(MemberCommand::Replace(command)) => return command.run(globals),
+        Command::Member(MemberCommand::ReAdd(command)) => return command.run(globals),
+        Command::Member(MemberCommand::AddSpare(command)) => command.run(globals)?,
+        Command::Scrub(ScrubCommand::Start(command)) => return command.run(globals),
+        Command::Scrub(ScrubCommand::Status(command)) => command.run(globals)?,
+        Command::Scrub(ScrubCommand::Cancel(command)) => command.run(globals)?,
+        Command::Job(JobCommand::List(command)) => command.run(globals)?,
+        Command::Job(JobCommand::Follow(command)) => return command.run(globals),
+        Command::Job(JobCommand::Pause(command)) => command.run(globals, JobControl::Pause)?,
+        Command::Job(JobCommand::Resume(command)) => command.run(globals, JobControl::Resume)?,
+        Command::Job(JobCommand::Cancel(command)) => command.run(globals, JobControl::Cancel)?,
         Command::Volume(VolumeCommand::Create(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::List(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Show(command)) => command.run(globals)?,

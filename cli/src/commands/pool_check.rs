@@ -42,7 +42,7 @@ impl Check {
         access::refuse_if_served(&self.dir, "checking it")?;
         let progress = Progress::new();
         let report = Pool::check(&self.dir, self.data, globals.io(), &progress);
-        progress.bar.finish_and_clear();
+        progress.finish();
         let report = report.map_err(Failure::from)?;
         if self.json {
             output::print_json(&report)?;
@@ -87,13 +87,18 @@ fn render(report: &CheckReport, data: bool) -> String {
     text
 }
 
-/// Draws the check's progress on stderr, on a terminal only.
-struct Progress {
+/// Draws the progress of a check or a repair on stderr, on a terminal only.
+pub(crate) struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    fn new() -> Self {
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    pub(crate) fn new() -> Self {
         // A new bar draws to stderr, and hides itself where that is no terminal.
         let bar = ProgressBar::new(0);
         let style = ProgressStyle::with_template("{msg:24} {wide_bar} {pos}/{len} {eta:>5}")

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tessera_engine::api::{MemberState, PoolState};
+use tessera_engine::api::{JobKind, JobState, PoolState};
 
+use super::{job_view, member_list};
 use crate::{
     access::{self, Intent, StatusAnswer},
     args::Globals,
-    output::{self, Align, Table},
-    size,
+    output, size,
 };
 
 /// Show a pool's health and space
@@ -67,6 +67,17 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
             size::format(pool.stripe_unit_bytes)
         ),
     );
+    if let Some(reason) = &pool.stopped {
+        line("Stopped", reason.clone());
+    }
+    if let Some(losses) = &pool.losses {
+        for volume in &losses.volumes {
+            line(
+                "Lost",
+                format!("{} of volume {}", size::format(volume.bytes), volume.volume),
+            );
+        }
+    }
     line("Capacity", size::format(pool.capacity_bytes));
     line(
         "Free",
@@ -116,32 +127,19 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
         None => line("Served", "no".to_owned()),
     }
 
-    let mut members = Table::new(&[
-        ("#", Align::Right),
-        ("STATE", Align::Left),
-        ("ERRORS", Align::Right),
-        ("REPAIRED", Align::Right),
-        ("PATH", Align::Left),
-    ])
-    .colour_states(1);
-    for member in &pool.members {
-        let state = match member.state {
-            MemberState::Online => "online",
-            MemberState::Failed => "failed",
-            MemberState::Missing => "missing",
-            MemberState::Spare => "spare",
-            MemberState::Rebuilding => "rebuilding",
-            MemberState::Replacing => "replacing",
-        };
-        members.row(vec![
-            member.index.to_string(),
-            state.to_owned(),
-            member.errors.to_string(),
-            member.repaired.to_string(),
-            member.path.clone(),
-        ]);
+    for job in &pool.jobs {
+        if !matches!(job.state, JobState::Running | JobState::Paused) {
+            continue;
+        }
+        line(
+            match job.kind {
+                JobKind::Rebuild => "Rebuild",
+                JobKind::Scrub => "Scrub",
+            },
+            job_view::line(job),
+        );
     }
     text.push_str("Members:\n");
-    text.push_str(&members.render(2));
+    text.push_str(&member_list::table(&pool.members).render(2));
     text
 }

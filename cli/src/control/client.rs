@@ -9,15 +9,15 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Serialize, de::DeserializeOwned};
-use tessera_engine::api::{VolumeInfo, VolumeSpec};
+use tessera_engine::api::{JobInfo, PoolSettings, SettingsChange, VolumeInfo, VolumeSpec};
 
 use super::{
     Address, SOCKET_NAME,
     http::{self, Parsed, Request, Response},
-    wire::{self, ChangeBody, ErrorBody},
+    wire::{self, ChangeBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
 };
 use crate::{
-    access::{Management, Resize, StatusAnswer},
+    access::{JobControl, Management, NewDevice, Resize, StatusAnswer},
     failure::{Failure, Kind},
 };
 
@@ -176,6 +176,10 @@ fn nobody_there(kind: io::ErrorKind) -> bool {
 
 const NO_BODY: Option<&()> = None;
 
+fn member_path(member: u32, verb: &str) -> String {
+    format!("{}/{member}{verb}", wire::MEMBERS_PATH)
+}
+
 impl Management for Client {
     fn status(&self) -> Result<StatusAnswer, Failure> {
         self.call("GET", wire::STATUS_PATH, NO_BODY)
@@ -212,5 +216,73 @@ impl Management for Client {
 
     fn delete_volume(&self, name: &str) -> Result<(), Failure> {
         self.call("DELETE", &wire::volume_path(name), NO_BODY)
+    }
+
+    fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {
+        let body = FailBody {
+            reason: reason.to_owned(),
+        };
+        self.call("POST", &member_path(member, "/fail"), Some(&body))
+    }
+
+    fn remove_member(&self, member: u32) -> Result<(), Failure> {
+        self.call("DELETE", &member_path(member, ""), NO_BODY)
+    }
+
+    fn replace_member(&self, member: u32, device: &NewDevice) -> Result<JobInfo, Failure> {
+        self.call("POST", &member_path(member, "/replace"), Some(device))
+    }
+
+    fn readd_member(&self, member: u32, path: &Path) -> Result<JobInfo, Failure> {
+        let body = ReaddBody {
+            path: path.to_owned(),
+        };
+        self.call("POST", &member_path(member, "/readd"), Some(&body))
+    }
+
+    fn add_spare(&self, device: &NewDevice) -> Result<u32, Failure> {
+        let answer: SpareAnswer = self.call("POST", wire::MEMBERS_PATH, Some(device))?;
+        Ok(answer.index)
+    }
+
+    fn jobs(&self) -> Result<Vec<JobInfo>, Failure> {
+        self.call("GET", wire::JOBS_PATH, NO_BODY)
+    }
+
+    fn job(&self, id: u64) -> Result<JobInfo, Failure> {
+        self.call("GET", &format!("{}/{id}", wire::JOBS_PATH), NO_BODY)
+    }
+
+    fn control_job(&self, id: u64, control: JobControl) -> Result<JobInfo, Failure> {
+        let verb = match control {
+            JobControl::Pause => "pause",
+            JobControl::Resume => "resume",
+            JobControl::Cancel => "cancel",
+        };
+        self.call("POST", &format!("{}/{id}/{verb}", wire::JOBS_PATH), NO_BODY)
+    }
+
+    fn start_scrub(&self) -> Result<JobInfo, Failure> {
+        self.call("POST", wire::SCRUB_PATH, NO_BODY)
+    }
+
+    fn scrub(&self) -> Result<JobInfo, Failure> {
+        self.call("GET", wire::SCRUB_PATH, NO_BODY)
+    }
+
+    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
+        self.call("DELETE", wire::SCRUB_PATH, NO_BODY)
+    }
+
+    fn settings(&self) -> Result<PoolSettings, Failure> {
+        self.call("GET", wire::SETTINGS_PATH, NO_BODY)
+    }
+
+    fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure> {
+        self.call("PATCH", wire::SETTINGS_PATH, Some(change))
+    }
+
+    fn is_for_command(&self) -> bool {
+        false
     }
 }

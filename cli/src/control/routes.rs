@@ -5,10 +5,10 @@ use tessera_engine::api::VolumeSpec;
 
 use super::{
     http::{Malformed, Request, Response},
-    wire::{self, ChangeBody, CreateBody, ErrorBody},
+    wire::{self, ChangeBody, CreateBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
 };
 use crate::{
-    access::{Management, Resize},
+    access::{JobControl, Management, Resize},
     failure::{Failure, Kind},
 };
 
@@ -36,10 +36,98 @@ pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
             _ => not_allowed("GET, PATCH, DELETE"),
         };
     }
+    if request.path == wire::MEMBERS_PATH {
+        return match method {
+            "GET" => reply(200, pool.status().map(|answer| answer.pool.members)),
+            "POST" => reply(201, add_spare(pool, request)),
+            _ => not_allowed("GET, POST"),
+        };
+    }
+    if let Some((member, verb)) = wire::numbered(&request.path, wire::MEMBERS_PATH) {
+        return member_call(pool, member, verb, request);
+    }
+    if request.path == wire::JOBS_PATH {
+        return match method {
+            "GET" => reply(200, pool.jobs()),
+            _ => not_allowed("GET"),
+        };
+    }
+    if let Some((job, verb)) = wire::numbered(&request.path, wire::JOBS_PATH) {
+        return job_call(pool, job, verb, method);
+    }
+    if request.path == wire::SCRUB_PATH {
+        return match method {
+            "GET" => reply(200, pool.scrub()),
+            "POST" => reply(200, pool.start_scrub()),
+            "DELETE" => reply(200, pool.cancel_scrub()),
+            _ => not_allowed("GET, POST, DELETE"),
+        };
+    }
+    if request.path == wire::SETTINGS_PATH {
+        return match method {
+            "GET" => reply(200, pool.settings()),
+            "PATCH" => reply(
+                200,
+                read_body(request).and_then(|change| pool.change_settings(&change)),
+            ),
+            _ => not_allowed("GET, PATCH"),
+        };
+    }
+    nothing_here()
+}
+
+fn nothing_here() -> Response {
     refuse(&Failure::new(
         Kind::NotFound,
         "There is nothing at this path; see docs/control-api.md",
     ))
+}
+
+fn add_spare(pool: &dyn Management, request: &Request) -> Result<SpareAnswer, Failure> {
+    let index = pool.add_spare(&read_body(request)?)?;
+    Ok(SpareAnswer { index })
+}
+
+fn member_call(
+    pool: &dyn Management,
+    member: u32,
+    verb: Option<&str>,
+    request: &Request,
+) -> Response {
+    let method = request.method.as_str();
+    match (verb, method) {
+        (None, "DELETE") => reply(200, pool.remove_member(member)),
+        (None, _) => not_allowed("DELETE"),
+        (Some("fail"), "POST") => reply(
+            200,
+            read_body::<FailBody>(request).and_then(|body| pool.fail_member(member, &body.reason)),
+        ),
+        (Some("replace"), "POST") => reply(
+            200,
+            read_body(request).and_then(|device| pool.replace_member(member, &device)),
+        ),
+        (Some("readd"), "POST") => reply(
+            200,
+            read_body::<ReaddBody>(request).and_then(|body| pool.readd_member(member, &body.path)),
+        ),
+        (Some("fail" | "replace" | "readd"), _) => not_allowed("POST"),
+        _ => nothing_here(),
+    }
+}
+
+fn job_call(pool: &dyn Management, job: u64, verb: Option<&str>, method: &str) -> Response {
+    let control = match verb {
+        None if method == "GET" => return reply(200, pool.job(job)),
+        None => return not_allowed("GET"),
+        Some("pause") => JobControl::Pause,
+        Some("resume") => JobControl::Resume,
+        Some("cancel") => JobControl::Cancel,
+        Some(_) => return nothing_here(),
+    };
+    match method {
+        "POST" => reply(200, pool.control_job(job, control)),
+        _ => not_allowed("POST"),
+    }
 }
 
 fn create(

@@ -10,6 +10,59 @@ pub(super) const STATUS_PATH: &str = "/v1/status";
 /// The collection of volumes; one volume is `/v1/volumes/NAME`.
 pub(super) const VOLUMES_PATH: &str = "/v1/volumes";
 
+/// The members; one is `/v1/members/INDEX`.
+pub(super) const MEMBERS_PATH: &str = "/v1/members";
+/// The jobs; one is `/v1/jobs/ID`.
+pub(super) const JOBS_PATH: &str = "/v1/jobs";
+/// The newest scrub.
+pub(super) const SCRUB_PATH: &str = "/v1/scrub";
+/// What can be set.
+pub(super) const SETTINGS_PATH: &str = "/v1/settings";
+
+/// `POST /v1/members/INDEX/fail`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FailBody {
+    /// Why, for the log and for `member list`.
+    pub(super) reason: String,
+}
+
+/// `POST /v1/members/INDEX/readd`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReaddBody {
+    /// Where it is now.
+    pub(super) path: std::path::PathBuf,
+}
+
+/// The answer to `POST /v1/members`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SpareAnswer {
+    /// The spare's index.
+    pub(super) index: u32,
+}
+
+/// A number in a collection, and what is to be done with it: the parts of
+/// `COLLECTION/NUMBER` or `COLLECTION/NUMBER/VERB`.
+pub(super) fn numbered<'a, T: std::str::FromStr>(
+    path: &'a str,
+    collection: &str,
+) -> Option<(T, Option<&'a str>)> {
+    let rest = path.strip_prefix(collection)?.strip_prefix('/')?;
+    let (number, verb) = match rest.split_once('/') {
+        Some((number, verb)) => (number, Some(verb)),
+        None => (rest, None),
+    };
+    // Of several spellings of one number (+1, 01) only one is a path.
+    let plain =
+        number.bytes().all(|b| b.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    number
+        .parse()
+        .ok()
+        .filter(|_| plain)
+        .map(|number| (number, verb))
+}
+
 /// The body of every answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ErrorBody {
@@ -123,6 +176,24 @@ mod tests {
             assert_eq!(volume_name(path), None, "{path}");
         }
         assert_eq!(volume_name("/v1/volumes/"), Some(String::new()));
+    }
+
+    #[test]
+    fn numbered_paths_have_one_spelling() {
+        let parse = |path| numbered::<u32>(path, JOBS_PATH);
+        assert_eq!(parse("/v1/jobs/7"), Some((7, None)));
+        assert_eq!(parse("/v1/jobs/0/pause"), Some((0, Some("pause"))));
+        for path in [
+            "/v1/jobs",
+            "/v1/jobs/",
+            "/v1/jobs/07",
+            "/v1/jobs/+7",
+            "/v1/jobs/x",
+            "/v1/jobs/99999999999",
+            "/v1/jobsx/1",
+        ] {
+            assert_eq!(parse(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
-    Compression, DedupMode, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec,
+    Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus, SegmentCounts,
+    SettingsChange, VolumeInfo, VolumeSpec,
 };
 
 use super::*;
 use crate::{
-    access::{Resize, ServerInfo, StatusAnswer},
+    access::{JobControl, NewDevice, Resize, ServerInfo, StatusAnswer},
     control::client::Client,
 };
 
@@ -113,6 +114,85 @@ impl Management for MapPool {
             .map(|_| ())
             .ok_or_else(|| missing(name))
     }
+
+    fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {
+        match (member, reason) {
+            (3, "it smokes") => Ok(()),
+            _ => Err(Failure::new(Kind::NotFound, format!("no member {member}"))),
+        }
+    }
+
+    fn remove_member(&self, member: u32) -> Result<(), Failure> {
+        self.fail_member(member, "it smokes")
+    }
+
+    fn replace_member(&self, member: u32, device: &NewDevice) -> Result<JobInfo, Failure> {
+        Ok(JobInfo {
+            member: Some(member),
+            message: format!("{} {}", device.path.display(), device.force),
+            ..JobInfo::none(JobKind::Rebuild)
+        })
+    }
+
+    fn readd_member(&self, member: u32, path: &Path) -> Result<JobInfo, Failure> {
+        let device = NewDevice {
+            path: path.to_owned(),
+            force: false,
+        };
+        self.replace_member(member, &device)
+    }
+
+    fn add_spare(&self, device: &NewDevice) -> Result<u32, Failure> {
+        Ok(if device.force { 5 } else { 4 })
+    }
+
+    fn jobs(&self) -> Result<Vec<JobInfo>, Failure> {
+        Ok(vec![self.job(1)?])
+    }
+
+    fn job(&self, id: u64) -> Result<JobInfo, Failure> {
+        Ok(JobInfo {
+            id,
+            ..JobInfo::none(JobKind::Scrub)
+        })
+    }
+
+    fn control_job(&self, id: u64, control: JobControl) -> Result<JobInfo, Failure> {
+        Ok(JobInfo {
+            message: format!("{control:?}"),
+            ..self.job(id)?
+        })
+    }
+
+    fn start_scrub(&self) -> Result<JobInfo, Failure> {
+        self.job(2)
+    }
+
+    fn scrub(&self) -> Result<JobInfo, Failure> {
+        self.job(1)
+    }
+
+    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
+        Err(Failure::new(Kind::NotFound, "No scrub runs"))
+    }
+
+    fn settings(&self) -> Result<PoolSettings, Failure> {
+        self.change_settings(&SettingsChange::default())
+    }
+
+    fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure> {
+        Ok(PoolSettings {
+            rebuild_bytes_per_second: change.rebuild_bytes_per_second.unwrap_or(1),
+            scrub_bytes_per_second: change.scrub_bytes_per_second.unwrap_or(2),
+            read_errors_per_hour: change.read_errors_per_hour.unwrap_or(3),
+            stall_limit_ms: change.stall_limit_ms.unwrap_or(4),
+            scrub_interval_seconds: change.scrub_interval_seconds.unwrap_or(5),
+        })
+    }
+
+    fn is_for_command(&self) -> bool {
+        false
+    }
 }
 
 fn serve(dir: &Path) -> ControlServer {
@@ -139,6 +219,54 @@ fn spec(name: &str) -> VolumeSpec {
         dedup: DedupMode::Inline,
         compression: Compression::Lz4,
     }
+}
+
+#[test]
+fn members_jobs_scrub_and_settings_cross_the_socket_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ControlServer::start(dir.path(), Arc::new(MapPool::default())).unwrap();
+    let client = Client::connect(dir.path()).unwrap().unwrap();
+    client.fail_member(3, "it smokes").unwrap();
+    assert_eq!(
+        client.fail_member(4, "it smokes").unwrap_err().kind,
+        Kind::NotFound
+    );
+    client.remove_member(3).unwrap();
+    let device = |force| NewDevice {
+        path: "/d/new.img".into(),
+        force,
+    };
+    let job = client.replace_member(2, &device(true)).unwrap();
+    assert_eq!(
+        (job.member, job.message.as_str()),
+        (Some(2), "/d/new.img true")
+    );
+    let job = client.readd_member(1, Path::new("/d/old.img")).unwrap();
+    assert_eq!(
+        (job.member, job.message.as_str()),
+        (Some(1), "/d/old.img false")
+    );
+    assert_eq!(client.add_spare(&device(true)).unwrap(), 5);
+    assert_eq!(client.jobs().unwrap().len(), 1);
+    assert_eq!(client.job(u64::MAX).unwrap().id, u64::MAX);
+    for control in [JobControl::Pause, JobControl::Resume, JobControl::Cancel] {
+        let job = client.control_job(9, control).unwrap();
+        assert_eq!((job.id, job.message), (9, format!("{control:?}")));
+    }
+    assert_eq!(client.start_scrub().unwrap().id, 2);
+    assert_eq!(client.scrub().unwrap().id, 1);
+    assert_eq!(client.cancel_scrub().unwrap_err().message, "No scrub runs");
+    let change = SettingsChange {
+        stall_limit_ms: Some(70),
+        ..SettingsChange::default()
+    };
+    let settings = client.change_settings(&change).unwrap();
+    assert_eq!(
+        (settings.stall_limit_ms, settings.scrub_bytes_per_second),
+        (70, 2)
+    );
+    assert_eq!(client.settings().unwrap().stall_limit_ms, 4);
+    server.shutdown();
 }
 
 #[test]

@@ -1,0 +1,118 @@
+//! `tessera pool set`: what can be changed while the pool is in use.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tessera_engine::api::{PoolSettings, SettingsChange};
+
+use crate::{
+    access::{self, Intent},
+    args::Globals,
+    output, size,
+};
+
+/// Show a pool's settings, or change some
+///
+/// They are kept in the pool and hold at once, also while it is served.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tessera pool set tank\n  \
+    tessera pool set tank --rebuild-rate 200M --scrub-rate 50M\n  \
+    tessera pool set tank --stall-limit 10 --scrub-interval 2592000")]
+pub(crate) struct Set {
+    /// The pool's directory
+    dir: PathBuf,
+    /// Most bytes a second that a rebuild copies; 0 means no limit
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    rebuild_rate: Option<u64>,
+    /// Most bytes a second that a scrub reads; 0 means no limit
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    scrub_rate: Option<u64>,
+    /// Failed reads within an hour that a member may have before it is failed
+    #[arg(long, value_name = "COUNT")]
+    read_errors: Option<u32>,
+    /// Seconds that a member may stall before it is failed
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    stall_limit: Option<u32>,
+    /// Seconds from one scrub to the next; 0 means never
+    #[arg(long, value_name = "SECONDS")]
+    scrub_interval: Option<u64>,
+    /// Show the settings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Set {
+    pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let change = SettingsChange {
+            rebuild_bytes_per_second: self.rebuild_rate,
+            scrub_bytes_per_second: self.scrub_rate,
+            read_errors_per_hour: self.read_errors,
+            // At most a day in milliseconds.
+            stall_limit_ms: self.stall_limit.map(|seconds| seconds * 1000),
+            scrub_interval_seconds: self.scrub_interval,
+        };
+        let changes = change != SettingsChange::default();
+        let intent = if changes {
+            Intent::Change
+        } else {
+            Intent::Look
+        };
+        let settings = access::with_pool(&self.dir, intent, globals.io(), |pool| {
+            Ok(if changes {
+                pool.change_settings(&change)?
+            } else {
+                pool.settings()?
+            })
+        })?;
+        if self.json {
+            output::print_json(&settings)
+        } else {
+            output::print(&render(&settings))
+        }
+    }
+}
+
+fn render(settings: &PoolSettings) -> String {
+    let rate = |bytes| match bytes {
+        0 => "no limit".to_owned(),
+        bytes => format!("{}/s", size::format(bytes)),
+    };
+    let interval = match settings.scrub_interval_seconds {
+        0 => "never by itself".to_owned(),
+        seconds => format!("every {seconds} s"),
+    };
+    format!(
+        "Rebuild rate:  {}\nScrub rate:    {}\nRead errors:   {} an hour fail a member\n\
+         Stall limit:   {} s\nScrub:         {interval}\n",
+        rate(settings.rebuild_bytes_per_second),
+        rate(settings.scrub_bytes_per_second),
+        settings.read_errors_per_hour,
+        f64::from(settings.stall_limit_ms) / 1000.0,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_shown_as_what_it_means() {
+        let text = render(&PoolSettings {
+            rebuild_bytes_per_second: 0,
+            scrub_bytes_per_second: 50 << 20,
+            read_errors_per_hour: 32,
+            stall_limit_ms: 1500,
+            scrub_interval_seconds: 0,
+        });
+        for part in [
+            "no limit",
+            "50M/s",
+            "32 an hour",
+            "1.5 s",
+            "never by itself",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

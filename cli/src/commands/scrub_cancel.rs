@@ -1,0 +1,36 @@
+//! `tessera scrub cancel`: stop the scrub that runs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::job_view;
+use crate::{
+    access::{self, Intent},
+    args::Globals,
+    output,
+};
+
+/// Stop the scrub that runs; the next one starts anew
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tessera scrub cancel tank")]
+pub(crate) struct Cancel {
+    /// The pool's directory
+    dir: PathBuf,
+    /// Show it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cancel {
+    pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let job = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
+            Ok(pool.cancel_scrub()?)
+        })?;
+        if self.json {
+            output::print_json(&job)
+        } else {
+            output::print(&job_view::render(&job))
+        }
+    }
+}
