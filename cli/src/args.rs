@@ -134,6 +134,7 @@ pub(crate) enum PoolCommand {
     Status(commands::pool_status::Status),
     Import(commands::pool_import::Import),
     Check(commands::pool_check::Check),
+    Repair(commands::pool_repair::Repair),
     Set(commands::pool_set::Set),
 }
 
@@ -283,6 +284,7 @@ mod tests {
             ("tessera pool set d --stall-limit 0", "--stall-limit"),
             ("tessera member replace d 1", "NEW_PATH"),
             ("tessera member fail d", "MEMBER"),
+            ("tessera pool repair d", "--dry-run"),
             ("tessera job pause d x", "x"),
             ("tessera volume rename d a", "NEW"),
             ("tessera vollume list d", "'volume'"),

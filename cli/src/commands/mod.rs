@@ -2,11 +2,11 @@
 
 pub(crate) mod completions;
 pub(crate) mod config;
-pub(crate) mod man;
 pub(crate) mod job_control;
 pub(crate) mod job_follow;
 pub(crate) mod job_list;
 pub(crate) mod job_view;
+pub(crate) mod man;
 pub(crate) mod member_add_spare;
 pub(crate) mod member_choice;
 pub(crate) mod member_fail;
@@ -17,6 +17,7 @@ pub(crate) mod mount;
 pub(crate) mod pool_check;
 pub(crate) mod pool_create;
 pub(crate) mod pool_import;
+pub(crate) mod pool_repair;
 pub(crate) mod pool_set;
 pub(crate) mod pool_status;
 pub(crate) mod scrub_cancel;
@@ -32,7 +33,10 @@ pub(crate) mod volume_show;
 
 use crate::{
     access::JobControl,
-    args::{Cli, Command, ConfigCommand, JobCommand, MemberCommand, PoolCommand, ScrubCommand, VolumeCommand},
+    args::{
+        Cli, Command, ConfigCommand, JobCommand, MemberCommand, PoolCommand, ScrubCommand,
+        VolumeCommand,
+    },
     output::Outcome,
 };
 
@@ -45,6 +49,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Pool(PoolCommand::Import(command)) => command.run(globals)?,
         Command::Pool(PoolCommand::Check(command)) => return command.run(globals),
         Command::Pool(PoolCommand::Set(command)) => command.run(globals)?,
+        Command::Pool(PoolCommand::Repair(command)) => return command.run(globals),
         Command::Member(MemberCommand::List(command)) => command.run(globals)?,
         Command::Member(MemberCommand::Fail(command)) => command.run(globals)?,
         Command::Member(MemberCommand::Remove(command)) => command.run(globals)?,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use tessera_engine::{
     api::RepairReport,
     pool::{Pool, RepairMode},
@@ -26,7 +26,7 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     tessera pool repair tank --dry-run\n  \
     tessera pool repair tank --yes")]
-#[group(id = "how", required = true, multiple = false, args = ["dry_run", "yes"])]
+#[command(group(ArgGroup::new("how").required(true).args(["dry_run", "yes"])))]
 pub(crate) struct Repair {
     /// The pool's directory
     dir: PathBuf,
