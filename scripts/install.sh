@@ -23,6 +23,11 @@ if [[ ${1:-} == --remove ]]; then
     rm -rf "$doc_dir"
     exit
 fi
+built=$CARGO_TARGET_DIR/release/tessera
+if [[ -z $TESSERA && -x $built ]] && ! command -v cargo >/dev/null; then
+    # `sudo make install` behind a user's `make build`: root needs no compiler.
+    TESSERA=$built
+fi
 binary=$(tessera_binary)
 # Made in full before anything is installed.
 made=$(mktemp -d)

@@ -13,11 +13,13 @@
 //! (4) the pool flushes and closes clean, which gives up the lock.
 //!
 //! The parts: [`config`] is the file, [`settings`] what it and the command line
-//! ask for together, [`endpoints`] what is listened on.
+//! ask for together, [`tls`] the part of it that encrypts, [`endpoints`] what is
+//! listened on.
 
 pub(crate) mod config;
 mod endpoints;
 pub(crate) mod settings;
+mod tls;
 
 use std::{
     fs::File,

@@ -2,7 +2,6 @@
 //! open the configuration file, and for what that leaves open the defaults.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroUsize,
     os::unix::ffi::OsStrExt,
@@ -12,11 +11,12 @@ use std::{
 
 use anyhow::Context;
 use serde::Serialize;
-use tessera_nbd::{ServerOptions, Tls, TlsFiles, TlsMode};
+use tessera_nbd::{ServerOptions, Tls};
 
 use super::{
     Serve,
-    config::{Config, Memory, MountConfig, NbdConfig, TlsConfig, TlsModeArg},
+    config::{Config, Memory, MountConfig, NbdConfig, TlsConfig},
+    tls::{self, TlsSettings},
 };
 use crate::{
     args::{Globals, IoArg},
@@ -43,78 +43,6 @@ pub(crate) enum Endpoint {
     Socket(PathBuf),
     /// `HOST:PORT`.
     Listen(String),
-}
-
-/// Encryption that there is, and for whom.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct TlsSettings {
-    /// All clients over TCP need it, not only those that ask for it.
-    pub(crate) required: bool,
-    /// The server's certificate, then those that lead to its authority.
-    pub(crate) certificate: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-    /// Authorities for clients; where given, clients must show a certificate.
-    pub(crate) client_authority: Option<PathBuf>,
-    /// By export, the names in certificates that may use it.
-    pub(crate) clients: BTreeMap<String, Vec<String>>,
-}
-
-impl TlsSettings {
-    fn resolve(config: TlsConfig, asked: TlsConfig) -> anyhow::Result<Option<Self>> {
-        let certificate = asked.certificate.or(config.certificate);
-        let key = asked.key.or(config.key);
-        let clients = if asked.clients.is_empty() {
-            config.clients
-        } else {
-            asked.clients
-        };
-        // Who gives a certificate and says no more means it.
-        let given = certificate.is_some() || key.is_some();
-        let mode = asked.mode.or(config.mode).unwrap_or(if given {
-            TlsModeArg::Required
-        } else {
-            TlsModeArg::Off
-        });
-        if mode == TlsModeArg::Off {
-            // A list that nobody would obey is worse than none.
-            if let Some(export) = clients.keys().next() {
-                return Err(wrong(format!(
-                    "Export {export} has a list of clients, which needs TLS: \
-                     turn it on, or take the list away"
-                )));
-            }
-            return Ok(None);
-        }
-        let (Some(certificate), Some(key)) = (certificate, key) else {
-            return Err(wrong(
-                "TLS needs the server's certificate and its key (--tls-cert and --tls-key, \
-                 or tls.certificate and tls.key)"
-                    .to_owned(),
-            ));
-        };
-        Ok(Some(Self {
-            required: mode == TlsModeArg::Required,
-            certificate,
-            key,
-            client_authority: asked.client_authority.or(config.client_authority),
-            clients,
-        }))
-    }
-
-    fn load(&self) -> anyhow::Result<Tls> {
-        let mode = if self.required {
-            TlsMode::Required
-        } else {
-            TlsMode::Allowed
-        };
-        let files = TlsFiles {
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
-            client_authority: self.client_authority.clone(),
-        };
-        Ok(Tls::load(mode, &files, self.clients.clone())?)
-    }
 }
 
 /// Everything that can be set, resolved.
@@ -174,7 +102,7 @@ impl Settings {
                 certificate: command.tls_cert.clone(),
                 key: command.tls_key.clone(),
                 client_authority: command.tls_client_ca.clone(),
-                clients: lists(&command.tls_allow),
+                clients: tls::lists(&command.tls_allow),
             },
             mount: command.mount.clone().map(|path| MountConfig {
                 path,
@@ -318,14 +246,6 @@ struct Asked {
     mount: Option<MountConfig>,
 }
 
-fn lists(pairs: &[(String, String)]) -> BTreeMap<String, Vec<String>> {
-    let mut lists = BTreeMap::<String, Vec<String>>::new();
-    for (export, name) in pairs {
-        lists.entry(export.clone()).or_default().push(name.clone());
-    }
-    lists
-}
-
 fn nothing_but(dir: &Path) -> Config {
     Config {
         pool: dir.to_owned(),
@@ -382,13 +302,15 @@ fn usable(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn wrong(message: String) -> anyhow::Error {
+/// What is wrong with a value.
+pub(super) fn wrong(message: String) -> anyhow::Error {
     Failure::new(Kind::InvalidArgument, message).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::serve::config::TlsModeArg;
 
     fn config() -> Config {
         let mut config = nothing_but(Path::new("/pool"));
@@ -469,23 +391,6 @@ mod tests {
         assert!(exposed(allowed, true).is_ok());
         // A certificate without a mode means that it is required.
         assert!(exposed(given, false).unwrap().tls.unwrap().required);
-    }
-
-    #[test]
-    fn tls_that_is_half_there_is_refused() {
-        let half = |change: fn(&mut TlsConfig)| {
-            let mut config = config();
-            change(&mut config.tls);
-            Settings::resolve(config, Asked::default())
-        };
-        assert!(half(|tls| tls.certificate = Some("c".into())).is_err());
-        assert!(half(|tls| tls.key = Some("k".into())).is_err());
-        assert!(half(|tls| tls.mode = Some(TlsModeArg::Required)).is_err());
-        let list = |tls: &mut TlsConfig| {
-            tls.clients.insert("vm1".into(), Vec::new());
-        };
-        assert!(half(list).is_err());
-        assert_eq!(half(|_| ()).unwrap().tls, None);
     }
 
     #[test]
