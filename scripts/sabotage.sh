@@ -28,7 +28,7 @@ mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)"
 
 # Rules of raid are noticed soonest by its own tests, the others by the engine's.
 order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid syscalls@raid)
-order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine
+order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine epochs@engine
     faults@engine crash_points@engine model@engine space@engine overwrite@engine)
 program() {
     local wanted=$1 name path crate=

@@ -2,6 +2,7 @@
 
 pub mod api;
 mod catalogue;
+mod concurrency;
 pub mod disk;
 mod epochs;
 mod error;

@@ -3,7 +3,8 @@
 //! finds is what design section 7 promises, and is found again after a second
 //! crash (R19).
 //!
-//! `TESSERA_LENGTH=3` goes through all sequences of three.
+//! `TESSERA_LENGTH=3` goes through all sequences of three, `TESSERA_LARGE=1`
+//! makes the large writes 1 MiB (else 56 KiB, more than a segment).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -26,6 +27,20 @@ const SCALE: Scale = Scale {
     segments: 24,
     journal_bytes: 128 << 10,
 };
+/// For writes of 1 MiB.
+const ROOMY: Scale = Scale {
+    segments: 120,
+    journal_bytes: 1 << 20,
+    ..SCALE
+};
+
+fn is_large() -> bool {
+    common::from_env("TESSERA_LARGE").is_some()
+}
+
+fn volume_bytes() -> u64 {
+    if is_large() { 1200 << 10 } else { 96 << 10 }
+}
 
 /// How often each moment is cut: what survives differs.
 const SEEDS: u64 = 3;
@@ -38,18 +53,25 @@ enum Act {
     Discard,
     Zero,
     Flush,
+    Fua,
     Checkpoint,
+    MemberFails,
 }
 
-const REQUESTS: [Act; 7] = [
+const REQUESTS: [Act; 9] = [
     Act::Chunk,
     Act::Large,
     Act::Partial,
     Act::Discard,
     Act::Zero,
     Act::Flush,
+    Act::Fua,
     Act::Checkpoint,
+    Act::MemberFails,
 ];
+
+/// The member that fails in a sequence: it holds data, parity and journal.
+const FAILING: usize = 0;
 
 /// Changes of the model, and what of them is durable.
 struct History {
@@ -75,16 +97,17 @@ impl History {
 
 /// A pool with two volumes that hold something, closed clean or not.
 fn prepared(level: Level, width: usize) -> (World, State) {
-    let world = World::create(level, width, SCALE, 5);
+    let scale = if is_large() { ROOMY } else { SCALE };
+    let world = World::create(level, width, scale, 5);
     let pool = world.open().unwrap();
     let mut state = State::new();
     for name in ["a", "b"] {
-        pool.create_volume(&volume(name, 96 << 10)).unwrap();
+        pool.create_volume(&volume(name, volume_bytes())).unwrap();
         apply(
             &mut state,
             &Step::Create {
                 name: name.to_owned(),
-                size: 96 << 10,
+                size: volume_bytes(),
             },
         );
         let data = noise(1, 40 << 10);
@@ -150,8 +173,9 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 put(&pool, name, 12 << 10, &data).unwrap();
             }
             Act::Large => {
-                // Half of it is there already.
-                let data = [noise(200 + number, 28 << 10), noise(1, 28 << 10)].concat();
+                // A part of it is there already.
+                let new = if is_large() { 996 << 10 } else { 28 << 10 };
+                let data = [noise(200 + number, new), noise(1, 28 << 10)].concat();
                 begin(write_steps(name, 16 << 10, &data, 4096));
                 put(&pool, name, 16 << 10, &data).unwrap();
             }
@@ -161,7 +185,7 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 put(&pool, name, 9000, &data).unwrap();
             }
             Act::Discard => {
-                begin(zero_steps(name, 10_000, 20_000, 96 << 10, 4096));
+                begin(zero_steps(name, 10_000, 20_000, volume_bytes(), 4096));
                 request(
                     &pool,
                     name,
@@ -173,7 +197,7 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 .unwrap();
             }
             Act::Zero => {
-                begin(zero_steps(name, 12 << 10, 8192, 96 << 10, 4096));
+                begin(zero_steps(name, 12 << 10, 8192, volume_bytes(), 4096));
                 let (offset, length) = (12 << 10, 8192);
                 let zero = Operation::WriteZeroes {
                     offset,
@@ -185,6 +209,17 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
             Act::Flush => {
                 pool.flush().unwrap();
                 all_durable();
+            }
+            Act::Fua => {
+                let data = noise(400 + number, 4096);
+                begin(write_steps(name, 20 << 10, &data, 4096));
+                put(&pool, name, 20 << 10, &data).unwrap();
+                pool.flush().unwrap();
+                all_durable();
+            }
+            Act::MemberFails => {
+                let path = &world.paths[FAILING];
+                world.sim.inject(path, Fault::Vanish);
             }
             Act::Checkpoint => {
                 pool.checkpoint().unwrap();
@@ -218,6 +253,10 @@ fn check(world: &mut World, history: &History, moment: &Moment, seed: u64, lost:
     world.witness = moment.witness.fork(78);
     world.sim.power_cut(seed);
     world.sim.power_on();
+    if seed.is_multiple_of(2) {
+        // If it had failed, it is back, as it was: not to be believed (R1, R2).
+        world.sim.heal(&world.paths[FAILING]);
+    }
     if let Some(member) = lost {
         world.sim.inject(&world.paths[member], Fault::Vanish);
     }
@@ -260,6 +299,10 @@ fn every_cut(level: Level, width: usize, length: usize) -> u64 {
     let start: Snapshot = world.snapshot();
     let mut cases = 0;
     for sequence in sequences(length) {
+        let fails = sequence.contains(&Act::MemberFails);
+        if fails && losses(level) == 0 {
+            continue;
+        }
         world.restore(&start);
         let (history, moments) = run(&mut world, &base, &sequence);
         let _named = Named {
@@ -272,6 +315,10 @@ fn every_cut(level: Level, width: usize, length: usize) -> u64 {
                 check(&mut world, &history, moment, cases, None);
             }
             for lost in 0..if losses(level) > 0 { width } else { 0 } {
+                // With the one that failed, no more than the level survives.
+                if fails && lost != FAILING && losses(level) < 2 {
+                    continue;
+                }
                 cases += 1;
                 check(&mut world, &history, moment, cases, Some(lost));
             }
