@@ -56,9 +56,10 @@ enum Act {
     Fua,
     Checkpoint,
     MemberFails,
+    MemberReplaced,
 }
 
-const REQUESTS: [Act; 9] = [
+const REQUESTS: [Act; 10] = [
     Act::Chunk,
     Act::Large,
     Act::Partial,
@@ -68,9 +69,11 @@ const REQUESTS: [Act; 9] = [
     Act::Fua,
     Act::Checkpoint,
     Act::MemberFails,
+    Act::MemberReplaced,
 ];
 
-/// The member that fails in a sequence: it holds data, parity and journal.
+/// The member that fails or is replaced in a sequence: it holds data, parity
+/// and journal.
 const FAILING: usize = 0;
 
 /// Changes of the model, and what of them is durable.
@@ -119,6 +122,9 @@ fn prepared(level: Level, width: usize) -> (World, State) {
     pool.flush().unwrap();
     drop(pool);
     world.sim.kill_process();
+    for number in 0..3 {
+        world.add_device(&format!("new{number}"));
+    }
     (world, state)
 }
 
@@ -221,6 +227,12 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 let path = &world.paths[FAILING];
                 world.sim.inject(path, Fault::Vanish);
             }
+            Act::MemberReplaced => {
+                let index = u32::try_from(FAILING).unwrap();
+                let path = std::path::PathBuf::from(format!("new{number}"));
+                pool.replace_member(index, &path, false).unwrap();
+                while pool.job_step().unwrap() {}
+            }
             Act::Checkpoint => {
                 pool.checkpoint().unwrap();
                 all_durable();
@@ -300,7 +312,7 @@ fn every_cut(level: Level, width: usize, length: usize) -> u64 {
     let mut cases = 0;
     for sequence in sequences(length) {
         let fails = sequence.contains(&Act::MemberFails);
-        if fails && losses(level) == 0 {
+        if losses(level) == 0 && (fails || sequence.contains(&Act::MemberReplaced)) {
             continue;
         }
         world.restore(&start);

@@ -48,6 +48,8 @@ pub struct Run {
     /// Beyond the redundancy: blocks of volumes that could not be read.
     pub(super) unknown: std::collections::BTreeSet<(String, usize)>,
     volumes_made: u64,
+    /// Devices added since the pool was made.
+    pub(super) devices_made: u64,
     pub log: Vec<String>,
 }
 
@@ -65,6 +67,8 @@ pub struct Counts {
     pub refused: u64,
     /// Bytes compared with the model.
     pub verified: u64,
+    /// Members replaced or taken back.
+    pub replaced: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -77,6 +81,7 @@ impl std::ops::AddAssign for Counts {
         self.errors += other.errors;
         self.refused += other.refused;
         self.verified += other.verified;
+        self.replaced += other.replaced;
     }
 }
 
@@ -145,6 +150,7 @@ impl Run {
             chunks: BTreeMap::new(),
             unknown: Default::default(),
             volumes_made: 0,
+            devices_made: 0,
             log: Vec::new(),
         }
     }
@@ -171,7 +177,11 @@ impl Run {
             if self.mode != Mode::Plain && self.rng.chance(6) {
                 self.hazard();
             }
-            self.any();
+            if self.mode != Mode::Plain && self.rng.chance(5) {
+                self.upkeep();
+            } else {
+                self.any();
+            }
             if !self.world.sim.has_power() {
                 self.reopen_after_crash();
             } else if std::mem::take(&mut self.failed) {

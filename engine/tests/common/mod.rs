@@ -13,6 +13,7 @@ pub mod hazards;
 pub mod interpose;
 pub mod model;
 pub mod pools;
+pub mod upkeep;
 pub mod watch;
 pub mod world;
 

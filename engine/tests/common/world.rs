@@ -135,6 +135,8 @@ impl World {
                 epoch[8..].copy_from_slice(&rng.next().to_le_bytes());
                 epoch
             }),
+            // It stands still: nothing but the seed decides what happens.
+            clock: Arc::new(|| 1_700_000_000_000),
             ..EngineOptions::new(16 << 20)
         };
         let witness = MemoryWitness::with_seed(seed);
