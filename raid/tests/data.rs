@@ -6,7 +6,9 @@
 mod common;
 
 use common::*;
-use tessera_raid::{ArrayState, Kind, Level, MemberState, device::sim::Fault};
+use tessera_raid::{
+    ArrayState, Kind, Level, MemberIndex, MemberState, Placement, SlotIndex, device::sim::Fault,
+};
 
 /// Where byte `offset` of a unit lies on a device.
 fn on_device(slot: u64, stripe: u64, offset: u64) -> u64 {
@@ -499,4 +501,40 @@ fn stripes_that_do_not_fit_are_refused() {
         before,
         "nothing was written, the good one included"
     );
+}
+
+#[test]
+fn a_long_range_is_read_although_one_member_is_wrong_in_all_of_it() {
+    for (level, width) in [
+        (Level::Raid1, 2),
+        (Level::Raid5, 3),
+        (Level::Raid6, 4),
+        (Level::Raid10, 4),
+    ] {
+        let (pool, array) = Pool::create(level, width, 31);
+        let mut model = Model::default();
+        model.fill(&array, 0, 1).unwrap();
+        array.sync().unwrap();
+        let placement = Placement::equal(array.current_layout().id, SlotIndex(0));
+        let length = array.segment_data_bytes();
+        let mut expected = None;
+        let right = array.read_alternatives(&placement, 0, length, &mut |bytes: &[u8]| {
+            expected = Some(bytes.to_vec());
+            true
+        });
+        assert!(right.unwrap().is_some());
+        let expected = expected.unwrap();
+        // It lost every write, and shows what was there before.
+        let junk: Vec<u8> = (0..SLOT_BYTES).map(|byte| (byte % 251) as u8).collect();
+        pool.world.poke(pool.path(1), SLOTS_OFFSET, &junk);
+        let mut asked = 0;
+        let found = array.read_alternatives(&placement, 0, length, &mut |bytes: &[u8]| {
+            asked += 1;
+            bytes == expected
+        });
+        let found = found.unwrap().expect("all but one member are right");
+        assert!(*found.bytes == *expected, "{level}");
+        assert_eq!(found.differing, [MemberIndex(1)], "{level}");
+        assert!(asked < 40, "{level}: asked {asked} times");
+    }
 }

@@ -4,6 +4,9 @@
 //! Rot is local: each block of the range has its own list of different
 //! readings (usually one), and the caller is offered their combinations. So
 //! two copies that have each rotted in another block still give the whole.
+//! Before that the caller is offered the range without one or two members, all
+//! blocks alike: a member that has lost or misdirected whole writes is wrong in
+//! all of them, and the combinations of many blocks would never come to an end.
 
 use super::{Alternative, Array, roster::Roster, stripe::solve};
 use crate::{
@@ -23,6 +26,8 @@ struct Block {
     columns: Vec<Option<AlignedBuf>>,
     /// Different readings, the plain one first.
     readings: Vec<Vec<u8>>,
+    /// The columns that each way of reading uses, and what it reads.
+    ways: Vec<(ColumnSet, usize)>,
 }
 
 impl Array {
@@ -46,18 +51,21 @@ impl Array {
                 piece,
                 columns: Vec::new(),
                 readings: Vec::new(),
+                ways: Vec::new(),
             })
             .collect();
         let roster = self.roster();
         let in_use = roster.in_use();
         self.read_columns(&roster, layout, placement, in_use, &mut blocks);
         for block in &mut blocks {
-            block.readings = readings_of(layout, block);
+            (block.readings, block.ways) = readings_of(layout, block);
             if block.readings.is_empty() {
                 return Ok(None);
             }
         }
-        let Some(bytes) = first_accepted(&blocks, length as usize, accept) else {
+        let found = without_some(layout, &blocks, length as usize, accept)
+            .or_else(|| first_accepted(&blocks, length as usize, accept));
+        let Some(bytes) = found else {
             return Ok(None);
         };
         let differing = differing(layout, in_use, &blocks, &bytes);
@@ -119,8 +127,8 @@ pub(super) fn blocks_of(piece: Piece) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// All different readings of one block.
-fn readings_of(layout: &Layout, block: &Block) -> Vec<Vec<u8>> {
+/// All different readings of one block, and the ways to them.
+fn readings_of(layout: &Layout, block: &Block) -> (Vec<Vec<u8>>, Vec<(ColumnSet, usize)>) {
     let missing: ColumnSet = layout
         .columns()
         .iter()
@@ -136,20 +144,57 @@ fn readings_of(layout: &Layout, block: &Block) -> Vec<Vec<u8>> {
     } = block.piece;
     let failed = layout.members_of(missing);
     let mut readings: Vec<Vec<u8>> = Vec::new();
+    let mut ways = Vec::new();
     for recipe in layout.reconstructions(stripe, data_unit, failed) {
-        let reading = match recipe {
-            Recipe::Copy(column) => bytes(column).to_vec(),
-            Recipe::Solve { erased, .. } => {
+        let (used, reading) = match recipe {
+            Recipe::Copy(column) => (ColumnSet::of(column), bytes(column).to_vec()),
+            Recipe::Solve { erased, read } => {
                 let mut target = vec![0; BLOCK_BYTES];
                 solve(layout, stripe, data_unit, erased, bytes, &mut target);
-                target
+                (read, target)
             }
         };
-        if !readings.contains(&reading) {
+        let known = readings.iter().position(|known| *known == reading);
+        ways.push((used, known.unwrap_or(readings.len())));
+        if known.is_none() {
             readings.push(reading);
         }
     }
-    readings
+    (readings, ways)
+}
+
+/// The range as it is without one column, or without two, if it can be had.
+fn without_some(
+    layout: &Layout,
+    blocks: &[Block],
+    length: usize,
+    accept: &mut dyn FnMut(&[u8]) -> bool,
+) -> Option<AlignedBuf> {
+    if blocks.iter().all(|block| block.readings.len() == 1) {
+        return None;
+    }
+    let columns: Vec<Column> = layout.columns().iter().collect();
+    let single = columns.iter().map(|column| ColumnSet::of(*column));
+    let pairs = columns.iter().enumerate().flat_map(|(at, one)| {
+        let others = columns[at + 1..].iter();
+        others.map(|other| ColumnSet::of(*one).with(*other))
+    });
+    let mut bytes = AlignedBuf::zeroed(length);
+    'suspects: for suspects in single.chain(pairs) {
+        for block in blocks {
+            let mut ways = block.ways.iter();
+            let Some((_, reading)) = ways.find(|(used, _)| used.intersection(suspects).is_empty())
+            else {
+                continue 'suspects;
+            };
+            let start = block.piece.offset_in_range as usize;
+            bytes[start..start + BLOCK_BYTES].copy_from_slice(&block.readings[*reading]);
+        }
+        if accept(&bytes) {
+            return Some(bytes);
+        }
+    }
+    None
 }
 
 /// Counts through the combinations like an odometer, the plain one first.
