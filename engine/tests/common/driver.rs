@@ -359,7 +359,8 @@ impl Run {
         steps: Vec<Step>,
     ) {
         match result {
-            Ok(()) if discard && (self.was_full || self.short_of_space) => self.resolve(steps),
+            // Its odd ends may be skipped where there is little space.
+            Ok(()) if discard && (self.was_full || self.mode != Mode::Plain) => self.resolve(steps),
             Ok(()) => self.model.begin(steps),
             Err(_) if !self.world.sim.has_power() => self.model.begin(steps),
             Err(DiskError::NoSpace) => {
