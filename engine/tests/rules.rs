@@ -253,6 +253,26 @@ fn r15_confirmed_history_is_never_dropped() {
 }
 
 #[test]
+fn r15_the_timer_confirms_the_newest_batch_and_never_a_confirmation() {
+    for (level, width) in SHAPES {
+        let world = world(level);
+        let pool = world.open().unwrap();
+        pool.create_volume(&volume("a", 1 << 20)).unwrap();
+        write(&pool, "a", 0, &noise(1, 4096));
+        pool.flush().unwrap();
+        let newest = |world: &World| {
+            let all = (0..width).flat_map(|member| batches(world, member));
+            all.map(|batch| batch.1).max().unwrap()
+        };
+        let flushed = newest(&world);
+        pool.timer_step().unwrap();
+        assert_eq!(newest(&world), flushed + 1, "{level}");
+        pool.timer_step().unwrap();
+        assert_eq!(newest(&world), flushed + 1, "{level}");
+    }
+}
+
+#[test]
 fn r15_a_batch_with_one_good_copy_is_found() {
     for (level, width) in SHAPES {
         if matches!(level, Level::Single | Level::Raid0) {
