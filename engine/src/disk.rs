@@ -170,10 +170,10 @@ pub trait Disk: Send + Sync + 'static {
     /// connection and volume, then calls `done`. Does not block.
     fn flush(&self, done: FlushDone);
 
-    /// For a front end that has answered all there was and would now wait for
-    /// its client: does some of what a flush would ask for, in this thread, if
-    /// one is to be expected. Blocks for the members at most as long as that
-    /// flush would take. What a flush promises does not depend on it.
+    /// For a front end that has answered all it had taken in: does some of what
+    /// a flush would ask for, in this thread, if one is to be expected. Blocks
+    /// for the members at most as long as that flush would take. What a flush
+    /// promises does not depend on it.
     fn work_ahead(&self) {}
 
     /// What `offset..offset + length` is made of, in at most `max` runs. The

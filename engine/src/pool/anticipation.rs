@@ -8,8 +8,8 @@
 //! A client that flushes after every write (a database's log, the journal of a
 //! guest's file system) leaves the members idle while its answer and its next
 //! request travel. When every one of the last few flushes came after exactly
-//! one batch of writes, the thread that has answered the next such batch, and
-//! would wait for its client, commits it; the flush finds that done.
+//! one batch of writes, the thread that has answered the next such batch commits
+//! it before it looks for more; the flush finds that done.
 //!
 //! This only moves a commit forward: what a flush promises does not depend on
 //! it. A wrong guess costs one small journal batch, and the pattern has to show

@@ -180,11 +180,6 @@ impl Connection<'_> {
                     if draining && self.inbox.bytes().is_empty() && !self.plan.is_midway() {
                         return Ok(Reason::Draining);
                     }
-                    // A commit begun now need not wait for its flush to arrive.
-                    if std::mem::take(&mut self.wrote) {
-                        self.disk.work_ahead();
-                        continue;
-                    }
                     stalled = self.wait(stalled)?;
                 }
             }
@@ -235,6 +230,12 @@ impl Connection<'_> {
                 None => {
                     answered?;
                     self.plan.clear();
+                    // Without a look at what has arrived meanwhile: on a busy
+                    // machine a client's flush is there as soon as it has its
+                    // answer, and would find a commit that has not begun.
+                    if std::mem::take(&mut self.wrote) && self.inbox.bytes().is_empty() {
+                        self.disk.work_ahead();
+                    }
                     return Ok(true);
                 }
                 Some(Ahead::Planned(batch)) => {
