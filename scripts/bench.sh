@@ -38,7 +38,8 @@ if [[ $which == both && ! -w /dev/fuse ]]; then
 elif [[ $which != nbd ]]; then
     /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@" || failed=$?
 fi
-if [[ $which == both ]] && (( $# == 0 )); then
+# It has options of its own: --upkeep --help.
+if [[ $which == both ]]; then
     /usr/bin/python3 benches/upkeep.py --tessera "$TESSERA" || failed=$?
 fi
 exit "$failed"
