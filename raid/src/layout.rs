@@ -256,6 +256,12 @@ impl Layout {
         }
     }
 
+    /// The columns of P and Q, as far as the level has them.
+    pub fn parity_columns(&self, stripe: u32) -> ColumnSet {
+        let parities = [self.p_column(stripe), self.q_column(stripe)];
+        parities.into_iter().flatten().collect()
+    }
+
     /// Column `number` modulo the width.
     fn column(&self, number: u32) -> Column {
         Column(u8::try_from(number % self.width()).expect("a layout has at most 64 columns"))

@@ -362,17 +362,25 @@ impl Run {
             // Its odd ends may be skipped where there is little space.
             Ok(()) if discard && (self.was_full || self.mode != Mode::Plain) => self.resolve(steps),
             Ok(()) => self.model.begin(steps),
-            Err(_) if !self.world.sim.has_power() => self.model.begin(steps),
+            Err(_) if !self.world.sim.has_power() => {
+                // Where something is unreadable a piece may have failed before
+                // the cut while later ones took effect.
+                if !self.unknown.is_empty() || self.silent_faults > 0 {
+                    steps.iter().for_each(|step| self.is_unknown(step));
+                }
+                self.model.begin(steps);
+            }
             Err(DiskError::NoSpace) => {
                 self.met_no_space();
                 self.resolve(steps);
             }
-            Err(_) if self.excused("a request") => self.model.begin(steps),
+            // Each of its pieces by itself took effect or did not.
+            Err(_) if self.excused("a request") => self.resolve(steps),
             Err(error) => panic!("a request failed: {error}; {:?}", self.pool().failure()),
         }
     }
 
-    /// Finds out which pieces of a request that met "no space" took effect.
+    /// Finds out which pieces of a request that failed took effect.
     fn resolve(&mut self, steps: Vec<Step>) {
         for step in steps {
             let (name, offset, expected) = match &step {
@@ -397,9 +405,13 @@ impl Run {
             disk.execute(&mut batch);
             let failed = batch[0].result.is_err();
             drop(disk);
-            if failed && (!self.world.sim.has_power() || self.excused("looking")) {
+            if failed && !self.world.sim.has_power() {
                 // Not known: the model allows for it, or for not.
                 self.model.begin(vec![step]);
+                continue;
+            }
+            if failed && self.excused("looking") {
+                self.is_unknown(&step);
                 continue;
             }
             assert!(!failed, "a read failed");
@@ -410,6 +422,26 @@ impl Run {
                 assert!(found == old, "a failed request left something else behind");
             }
         }
+    }
+
+    /// Beyond the redundancy: whether a step took effect cannot be told.
+    fn is_unknown(&mut self, step: &Step) {
+        let (name, offset, length) = match step {
+            Step::Put {
+                name,
+                offset,
+                bytes,
+            } => (name, *offset, bytes.len() as u64),
+            Step::Zero {
+                name,
+                offset,
+                length,
+            } => (name, *offset, *length),
+            other => unreachable!("not a request: {other:?}"),
+        };
+        let blocks = offset / 4096..(offset + length).div_ceil(4096);
+        self.unknown
+            .extend(blocks.map(|block| (name.clone(), block as usize)));
     }
 
     pub(super) fn met_no_space(&mut self) {

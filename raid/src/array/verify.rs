@@ -1,20 +1,22 @@
 //! Whether parity and mirrors agree with the data, and making them.
 //!
 //! Nobody here knows which of two copies is right, or whether a parity or its
-//! data has rotted: whoever calls has verified the data before.
+//! data has rotted: whoever calls says so.
 
 use std::ops::Range;
 
 use super::{
     Array,
     roster::Roster,
-    stripe::recover,
+    stripe::{recover, solve},
     types::{StripeCheck, StripeState},
 };
 use crate::{
     Column, ColumnSet, Kind, MemberIndex, MemberSet, Placement, RaidError,
     device::{AlignedBuf, BufSlice, Io, IoOp},
     layout::Layout,
+    parity,
+    sabotage::broken,
 };
 
 /// What the members in use hold of one stripe, by column.
@@ -86,6 +88,91 @@ impl Stripe<'_> {
         (!expected.is_empty()).then_some(expected)
     }
 
+    /// The data of the stripe in each way in which it can be read: at the
+    /// levels with mirrors from the first copies and from the last, at the
+    /// others directly, or solved for with as many parities as it takes.
+    fn readings(&self) -> Vec<Vec<u8>> {
+        let present = self.present();
+        let columns = |k| self.layout.locate(self.stripe, k);
+        let units = 0..self.layout.data_units();
+        let parities = self.layout.parity_columns(self.stripe);
+        if parities.is_empty() {
+            let copies = |pick: fn(ColumnSet) -> Option<Column>| {
+                let unit = |k| self.unit(pick(columns(k).intersection(present))?);
+                units.clone().map(unit).collect::<Option<Vec<_>>>()
+            };
+            let readings = [copies(ColumnSet::lowest), copies(|set| set.iter().last())];
+            return readings
+                .into_iter()
+                .flatten()
+                .map(|it| it.concat())
+                .collect();
+        }
+        let absent = self
+            .layout
+            .columns()
+            .difference(present)
+            .difference(parities);
+        let helpers = parities.intersection(present);
+        let asked: Vec<ColumnSet> = match absent.len() {
+            0 => vec![ColumnSet::EMPTY],
+            1 => helpers.iter().map(ColumnSet::of).collect(),
+            lacking if lacking == helpers.len() => vec![helpers],
+            _ => Vec::new(),
+        };
+        let reading = |asked: ColumnSet| {
+            let erased = absent.union(parities.difference(asked));
+            let of = |column| self.unit(column).expect("what is not erased is present");
+            let mut data = vec![0; units.len() * self.layout.stripe_unit_bytes as usize];
+            let targets = data.chunks_mut(self.layout.stripe_unit_bytes as usize);
+            for (k, target) in units.clone().zip(targets) {
+                match self.unit(self.layout.data_column(self.stripe, k)) {
+                    Some(bytes) => target.copy_from_slice(bytes),
+                    None => solve(self.layout, self.stripe, k, erased, of, target),
+                }
+            }
+            data
+        };
+        asked.into_iter().map(reading).collect()
+    }
+
+    /// What follows from the data for each mirror and parity that is to be
+    /// written: those of members in use.
+    fn redundancy_of(&self, data: &[u8]) -> Vec<(Column, AlignedBuf)> {
+        let in_use = self.present().union(self.unreadable);
+        let units: Vec<&[u8]> = data
+            .chunks(self.layout.stripe_unit_bytes as usize)
+            .collect();
+        let parities = self.layout.parity_columns(self.stripe);
+        if parities.is_empty() {
+            let copies = (0..).zip(&units).flat_map(|(k, unit)| {
+                let holders = self.layout.locate(self.stripe, k).intersection(in_use);
+                holders
+                    .iter()
+                    .map(|column| (column, AlignedBuf::copy_of(unit)))
+                    .collect::<Vec<_>>()
+            });
+            return copies.collect();
+        }
+        let unit = self.layout.stripe_unit_bytes as usize;
+        let (mut p, mut q) = (AlignedBuf::zeroed(unit), AlignedBuf::zeroed(unit));
+        let made = match self.layout.q_column(self.stripe) {
+            Some(column) => {
+                parity::generate_pq(&units, &mut p, &mut q);
+                vec![(self.layout.p_column(self.stripe), p), (Some(column), q)]
+            }
+            None => {
+                parity::generate_p(&units, &mut p);
+                vec![(self.layout.p_column(self.stripe), p)]
+            }
+        };
+        let wanted = |(column, bytes): (Option<Column>, AlignedBuf)| {
+            let column = column.filter(|column| in_use.contains(*column))?;
+            Some((column, bytes))
+        };
+        made.into_iter().filter_map(wanted).collect()
+    }
+
     fn members(&self, columns: ColumnSet) -> Vec<MemberIndex> {
         self.layout.members_of(columns).iter().collect()
     }
@@ -129,20 +216,27 @@ impl Array {
         Ok(checks.collect())
     }
 
-    /// Makes a stripe's parity, or its further mirror copies, what follows
-    /// from its data, or from the first copy; whose was rewritten. Not
-    /// durable: if the write is lost, the damage is found once more.
+    /// Makes a stripe's parity, or its mirror copies, what follows from its
+    /// data; whose was rewritten. Not durable: if the write is lost, the
+    /// damage is found once more.
     ///
-    /// The caller promises what [`Array::check_stripes`] asks for, and that
-    /// it has verified the data columns, or every copy of everything that is
-    /// still referred to: parity made of rotten data would seal the damage.
+    /// `is_right` is given the data of the whole stripe, as the members give it
+    /// now, and says whether all that is referred to in it verifies. Only of
+    /// bytes that it has approved anything is made: parity of rotten data would
+    /// seal the damage (R7), and that the caller repaired the data before does
+    /// not say that the device kept the repair. Where a data column is missing,
+    /// each way of solving for it is offered.
+    ///
+    /// The caller promises what [`Array::check_stripes`] asks for.
     ///
     /// # Errors
-    /// `Unrecoverable` where a data column cannot be read: repair it first.
+    /// `Unrecoverable` where a data column cannot be read, or no reading of the
+    /// data is right: repair it first.
     pub fn mend_redundancy(
         &self,
         placement: &Placement,
         stripe: u32,
+        is_right: &dyn Fn(&[u8]) -> bool,
     ) -> Result<Vec<MemberIndex>, RaidError> {
         self.may_write()?;
         let range = stripe..stripe.saturating_add(1);
@@ -152,10 +246,7 @@ impl Array {
         let roster = self.roster();
         let read = self.read_stripes(&roster, layout, placement, range).pop();
         let read = read.expect("one stripe was asked for");
-        let parities: ColumnSet = [layout.p_column(stripe), layout.q_column(stripe)]
-            .into_iter()
-            .flatten()
-            .collect();
+        let parities = layout.parity_columns(stripe);
         let data = read.unreadable.difference(parities);
         if !parities.is_empty() && !data.is_empty() {
             let names = roster.names(layout.members_of(data));
@@ -164,20 +255,18 @@ impl Array {
                 format!("Stripe {stripe} of {placement:?} cannot be read from {names}"),
             ));
         }
-        let mut expected = read.redundancy().unwrap_or_default();
-        // A parity or a mirror that cannot be read is written anew.
-        for column in read.unreadable.iter() {
-            let present = |other: Column| read.unit(other);
-            let mut right = AlignedBuf::zeroed(layout.stripe_unit_bytes as usize);
-            if recover(layout, stripe, column, &present, &mut right) {
-                expected.push((column, right));
-            }
-        }
+        let approved = |data: &Vec<u8>| broken("R7.mend") || is_right(data);
+        let Some(right) = read.readings().into_iter().find(approved) else {
+            return Err(RaidError::new(
+                Kind::Unrecoverable,
+                format!("Nothing that is read of stripe {stripe} of {placement:?} is right"),
+            ));
+        };
         let used = roster.written();
         let mut batch: Vec<Io> = Vec::new();
         let mut holders: Vec<MemberIndex> = Vec::new();
         let mut mended = MemberSet::EMPTY;
-        for (column, right) in expected {
+        for (column, right) in read.redundancy_of(&right) {
             if read.unit(column) == Some(&right[..]) {
                 continue;
             }

@@ -30,6 +30,8 @@ pub(crate) struct Current {
     records: Vec<SummaryRecord>,
     /// False where stripes without records may never have been written.
     all_written: bool,
+    /// Every block of its summary could be read.
+    summarised: bool,
 }
 
 impl Engine {
@@ -78,7 +80,7 @@ impl Engine {
         tally: &mut Tally,
     ) -> Current {
         let id = piece.segment;
-        self.scrub_summary(id, record, tally);
+        let summarised = self.scrub_summary(id, record, tally);
         let known = self
             .open_records(id, record)
             .or_else(|| self.read_summary(id, record).map(|summary| summary.records));
@@ -90,22 +92,25 @@ impl Engine {
             generation: piece.generation,
             records,
             all_written,
+            summarised,
         }
     }
 
-    fn scrub_summary(&self, id: SegmentId, record: &SegmentRecord, tally: &mut Tally) {
+    /// False where some of it is lost, or where there is none.
+    fn scrub_summary(&self, id: SegmentId, record: &SegmentRecord, tally: &mut Tally) -> bool {
         let extent = record.summary;
         let Some(holder) = self.table.record(extent.segment) else {
-            return;
+            return false;
         };
         let length = u32::from(extent.blocks) * SUMMARY_BLOCK;
         if length == 0 {
-            return;
+            return false;
         }
         let placement = holder.placement();
         let Ok(copies) = self.array.read_copies(&placement, extent.offset, length) else {
-            return;
+            return false;
         };
+        let mut whole = true;
         let expected = SummaryId {
             pool: self.array.uuid(),
             segment: id,
@@ -121,8 +126,10 @@ impl Engine {
             // Losing it costs deduplication and no data.
             if !self.scrub_wanted(&wanted, &copies, extent.offset, tally) {
                 tracing::warn!(segment = id.0, number, "A summary block is lost");
+                whole = false;
             }
         }
+        whole
     }
 
     fn scrub_stripes(
@@ -176,12 +183,57 @@ impl Engine {
                 continue;
             }
             moved += u64::from(stripe);
-            match self.array.mend_redundancy(&placement, check.stripe) {
+            let is_right = |data: &[u8]| {
+                let first = check.stripe * stripe;
+                let mut recorded = here
+                    .iter()
+                    .filter(|one| one.entry.position / stripe == check.stripe);
+                let verifies = |one: &SummaryRecord| {
+                    let at = (one.entry.position - first) as usize;
+                    let stored = data.get(at..at + one.entry.stored as usize);
+                    stored.is_some_and(|stored| is_record(one, stored))
+                };
+                recorded.all(verifies)
+                    && (!current.summarised
+                        || self.own_summary_verifies(current.segment, record, first, data))
+            };
+            match self
+                .array
+                .mend_redundancy(&placement, check.stripe, &is_right)
+            {
                 Ok(mended) => tally.repaired(mended),
                 Err(error) => tracing::warn!(%error, "A scrub cannot mend a stripe"),
             }
         }
         Ok(moved)
+    }
+
+    /// Whether the blocks of a segment's own summary verify that lie in `data`,
+    /// which is at `first` of the segment.
+    fn own_summary_verifies(
+        &self,
+        id: SegmentId,
+        record: &SegmentRecord,
+        first: u32,
+        data: &[u8],
+    ) -> bool {
+        let extent = record.summary;
+        let expected = SummaryId {
+            pool: self.array.uuid(),
+            segment: id,
+            generation: record.generation,
+        };
+        let blocks = match extent.segment == id {
+            true => 0..u32::from(extent.blocks),
+            false => 0..0,
+        };
+        blocks.into_iter().all(|number| {
+            let Some(at) = (extent.offset + number * SUMMARY_BLOCK).checked_sub(first) else {
+                return true;
+            };
+            data.get(at as usize..(at + SUMMARY_BLOCK) as usize)
+                .is_none_or(|block| decode_expected(block, &expected, number).is_ok())
+        })
     }
 
     /// Puts right what plain reads of clients could not read directly (the

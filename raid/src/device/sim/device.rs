@@ -178,9 +178,13 @@ impl Device {
                 if std::mem::take(&mut self.faults.lose_next_write) {
                     return Ok(());
                 }
-                let misdirected = self.faults.misdirect_next_write.take();
                 let pages = stored_pages(&extent, op);
-                self.apply(misdirected.unwrap_or(extent.start), pages, durable)
+                if let Some(target) = self.faults.misdirect_next_write.take() {
+                    // A device that lies tells of no lack of space there.
+                    let _ = self.apply(target, pages, durable);
+                    return Ok(());
+                }
+                self.apply(extent.start, pages, durable)
             }
             IoOp::Discard { .. } | IoOp::Preallocate { .. } => {
                 let pages = stored_pages(&extent, op);
