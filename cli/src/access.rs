@@ -16,6 +16,7 @@ use tessera_engine::{
 };
 
 use crate::{
+    check_run::{CheckAnswer, CheckRun},
     control::client::Client,
     failure::{Failure, Kind},
 };
@@ -126,6 +127,11 @@ pub(crate) trait Management: Send + Sync {
     /// Changes some of it.
     fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure>;
 
+    /// Begins a check of a pool in use.
+    fn start_check(&self, data: bool) -> Result<CheckAnswer, Failure>;
+    /// How far the newest check is.
+    fn check(&self) -> Result<CheckAnswer, Failure>;
+
     /// Whether jobs end with this process: the pool is open for a command only.
     fn is_for_command(&self) -> bool;
 }
@@ -133,13 +139,18 @@ pub(crate) trait Management: Send + Sync {
 /// A pool that is open in this process.
 pub(crate) struct LocalPool {
     pool: Arc<Pool>,
+    check: CheckRun,
     server: Option<Box<dyn Fn() -> ServerInfo + Send + Sync>>,
 }
 
 impl LocalPool {
     /// A pool opened for a command.
     fn for_command(pool: Arc<Pool>) -> Self {
-        Self { pool, server: None }
+        Self {
+            pool,
+            check: CheckRun::default(),
+            server: None,
+        }
     }
 
     /// A pool that this process serves.
@@ -149,6 +160,7 @@ impl LocalPool {
     ) -> Self {
         Self {
             pool,
+            check: CheckRun::default(),
             server: Some(Box::new(server)),
         }
     }
@@ -297,6 +309,14 @@ impl Management for LocalPool {
         Ok(self.pool.set_settings(change)?)
     }
 
+    fn start_check(&self, data: bool) -> Result<CheckAnswer, Failure> {
+        self.check.start(&self.pool, data)
+    }
+
+    fn check(&self) -> Result<CheckAnswer, Failure> {
+        Ok(self.check.ask())
+    }
+
     fn is_for_command(&self) -> bool {
         self.server.is_none()
     }
@@ -343,6 +363,28 @@ pub(crate) fn with_pool<T>(
     let value = done?;
     closed?;
     Ok(value)
+}
+
+/// Runs `served` in the serving process if there is one, else `stopped`, which
+/// locks the members itself.
+pub(crate) fn served_or_stopped<T>(
+    dir: &Path,
+    served: impl Fn(&dyn Management) -> Result<T, Failure>,
+    stopped: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if let Some(client) = Client::connect(dir)? {
+        return served(&client);
+    }
+    match stopped() {
+        Err(failure) if failure.kind == Kind::Busy => {
+            // A server that was starting may answer by now.
+            match Client::connect(dir)? {
+                Some(client) => served(&client),
+                None => Err(unreachable_holder(dir, &failure)),
+            }
+        }
+        done => done,
+    }
 }
 
 /// Refuses when the pool in `dir` is being served; `what` then cannot be done.

@@ -7,6 +7,7 @@
 mod access;
 mod activation;
 mod args;
+mod check_run;
 mod commands;
 mod control;
 mod daemon;

@@ -122,7 +122,7 @@ impl From<MapError> for EngineError {
             Some(StoreErrorKind::NoSpace) => ErrorKind::NoSpace,
             Some(StoreErrorKind::Stopped) => ErrorKind::Failed,
             Some(StoreErrorKind::Io) => ErrorKind::Io,
-            Some(StoreErrorKind::Corrupt) | None => ErrorKind::Damaged,
+            Some(StoreErrorKind::Corrupt | StoreErrorKind::Freed) | None => ErrorKind::Damaged,
         };
         Self {
             kind,

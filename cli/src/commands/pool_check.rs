@@ -1,6 +1,6 @@
-//! `tessera pool check`: verify a stopped pool, changing nothing.
+//! `tessera pool check`: verify a pool, changing nothing.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,18 +10,24 @@ use tessera_engine::{
 };
 
 use crate::{
-    access,
+    access::{self, Management},
     args::Globals,
-    failure::Failure,
+    check_run::CheckState,
+    failure::{Failure, Kind},
     output::{self, Outcome},
     size,
 };
 
-/// Verify a stopped pool without changing it
+/// How often a served pool is asked how far its check is.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Verify a pool without changing it
 ///
 /// Reads superblocks, journal, every page and every pointer; with --data also
 /// every chunk, which is verified by its hash where there is one, else by its
-/// checksum. Exit status 2 means the check finished and found problems.
+/// checksum. A pool that is being served is checked as of a checkpoint taken
+/// for it, while its clients go on. Exit status 2 means the check finished and
+/// found problems.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tessera pool check tank\n  \
@@ -39,11 +45,14 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<Outcome> {
-        access::refuse_if_served(&self.dir, "checking it")?;
         let progress = Progress::new();
-        let report = Pool::check(&self.dir, self.data, globals.io(), &progress);
+        let report = access::served_or_stopped(
+            &self.dir,
+            |pool| follow(pool, self.data, &progress),
+            || Ok(Pool::check(&self.dir, self.data, globals.io(), &progress)?),
+        );
         progress.finish();
-        let report = report.map_err(Failure::from)?;
+        let report = report?;
         if self.json {
             output::print_json(&report)?;
         } else {
@@ -54,6 +63,25 @@ impl Check {
         } else {
             Outcome::Problems
         })
+    }
+}
+
+/// Has a served pool checked and waits for the report.
+fn follow(pool: &dyn Management, data: bool, progress: &Progress) -> Result<CheckReport, Failure> {
+    let mut answer = pool.start_check(data)?;
+    loop {
+        match (answer.state, answer.report, answer.error) {
+            (CheckState::Done, Some(report), _) => return Ok(report),
+            (CheckState::Running, ..) => {}
+            (.., Some(failure)) => return Err(failure),
+            _ => {
+                let message = "The server has ended the check without a report: try again";
+                return Err(Failure::new(Kind::Io, message));
+            }
+        }
+        progress.progress(&answer.stage, answer.done, answer.total);
+        std::thread::sleep(ASK_EVERY);
+        answer = pool.check()?;
     }
 }
 

@@ -14,10 +14,11 @@ use tessera_engine::api::{JobInfo, PoolSettings, SettingsChange, VolumeInfo, Vol
 use super::{
     Address, SOCKET_NAME,
     http::{self, Parsed, Request, Response},
-    wire::{self, ChangeBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
+    wire::{self, ChangeBody, CheckBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
 };
 use crate::{
     access::{JobControl, Management, NewDevice, Resize, StatusAnswer},
+    check_run::CheckAnswer,
     failure::{Failure, Kind},
 };
 
@@ -280,6 +281,14 @@ impl Management for Client {
 
     fn change_settings(&self, change: &SettingsChange) -> Result<PoolSettings, Failure> {
         self.call("PATCH", wire::SETTINGS_PATH, Some(change))
+    }
+
+    fn start_check(&self, data: bool) -> Result<CheckAnswer, Failure> {
+        self.call("POST", wire::CHECK_PATH, Some(&CheckBody { data }))
+    }
+
+    fn check(&self) -> Result<CheckAnswer, Failure> {
+        self.call("GET", wire::CHECK_PATH, NO_BODY)
     }
 
     fn is_for_command(&self) -> bool {

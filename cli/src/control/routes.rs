@@ -5,7 +5,7 @@ use tessera_engine::api::VolumeSpec;
 
 use super::{
     http::{Malformed, Request, Response},
-    wire::{self, ChangeBody, CreateBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
+    wire::{self, ChangeBody, CheckBody, CreateBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
 };
 use crate::{
     access::{JobControl, Management, Resize},
@@ -61,6 +61,16 @@ pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
             "POST" => reply(200, pool.start_scrub()),
             "DELETE" => reply(200, pool.cancel_scrub()),
             _ => not_allowed("GET, POST, DELETE"),
+        };
+    }
+    if request.path == wire::CHECK_PATH {
+        return match method {
+            "GET" => reply(200, pool.check()),
+            "POST" => reply(
+                200,
+                read_body::<CheckBody>(request).and_then(|body| pool.start_check(body.data)),
+            ),
+            _ => not_allowed("GET, POST"),
         };
     }
     if request.path == wire::SETTINGS_PATH {

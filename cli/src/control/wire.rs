@@ -16,8 +16,19 @@ pub(super) const MEMBERS_PATH: &str = "/v1/members";
 pub(super) const JOBS_PATH: &str = "/v1/jobs";
 /// The newest scrub.
 pub(super) const SCRUB_PATH: &str = "/v1/scrub";
+/// The newest check.
+pub(super) const CHECK_PATH: &str = "/v1/check";
 /// What can be set.
 pub(super) const SETTINGS_PATH: &str = "/v1/settings";
+
+/// `POST /v1/check`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CheckBody {
+    /// Read and verify every chunk too.
+    #[serde(default)]
+    pub(super) data: bool,
+}
 
 /// `POST /v1/members/INDEX/fail`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

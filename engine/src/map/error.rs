@@ -15,6 +15,8 @@ pub enum StoreErrorKind {
     NoSpace,
     /// The store has stopped: the pool failed or is closing.
     Stopped,
+    /// The segment that held it was freed since the pointer was read.
+    Freed,
 }
 
 /// An error of a [`PageSource`](super::PageSource) or
@@ -25,6 +27,7 @@ pub enum StoreErrorKind {
     StoreErrorKind::Io => "Input/output error",
     StoreErrorKind::NoSpace => "The pool is full",
     StoreErrorKind::Stopped => "The pool has stopped",
+    StoreErrorKind::Freed => "The page has been freed meanwhile",
 })]
 pub struct StoreError {
     /// What kind of failure it was.

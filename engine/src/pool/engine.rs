@@ -167,9 +167,14 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
+    /// The pool has been closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Fails once the pool has stopped.
     pub(crate) fn check_usable(&self) -> Result<(), EngineError> {
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return Err(EngineError::new(ErrorKind::Failed, "The pool is closed"));
         }
         match &*self.failure.lock() {

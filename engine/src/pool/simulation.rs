@@ -57,6 +57,18 @@ impl Simulated {
         })
     }
 
+    /// As [`super::Pool::check_in_use`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(
+        &self,
+        data: bool,
+        observer: &dyn super::CheckObserver,
+    ) -> Result<CheckReport, EngineError> {
+        self.engine.check_in_use(data, observer)
+    }
+
     /// A volume as a disk. Its flushes complete inside the call.
     pub fn disk(&self, name: &str) -> Option<Arc<dyn Disk>> {
         PoolCatalog(Arc::clone(&self.engine)).open(name)

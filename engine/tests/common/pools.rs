@@ -1,7 +1,7 @@
 //! What tests of members and scrubs do with a pool again and again.
 
 use tessera_engine::{
-    api::{JobInfo, JobState},
+    api::{CheckReport, JobInfo, JobState},
     disk::{DiskError, Operation, Request},
     pool::simulation::{Simulated, check},
 };
@@ -86,9 +86,14 @@ pub fn scrubbed(pool: &Simulated) -> JobInfo {
 
 /// What a check of the stopped pool finds.
 pub fn problems(world: &World) -> Vec<String> {
+    stopped_check(world).problems
+}
+
+/// A check of the stopped pool, chunks included.
+pub fn stopped_check(world: &World) -> CheckReport {
     struct Quiet;
     impl tessera_engine::pool::CheckObserver for Quiet {
         fn progress(&self, _: &str, _: u64, _: u64) {}
     }
-    check(&world.array(true).unwrap(), true, &Quiet).problems
+    check(&world.array(true).unwrap(), true, &Quiet)
 }

@@ -16,19 +16,24 @@ const PLACES: [&str; 4] = ["A", "B", "A'", "B'"];
 
 impl Array {
     /// Reads every superblock copy of members in use, targets and spares; how
-    /// many, and what is wrong with them. Not to be called while commits are
-    /// under way.
+    /// many, and what is wrong with them. Commits wait meanwhile.
     ///
     /// After a crash a copy may be torn until the next commit; that is as it
     /// should be and no problem. In a pool that was closed clean it is one.
     pub fn check_superblocks(&self) -> (u64, Vec<String>) {
-        let record = self.durable_record();
+        match self.read_only {
+            true => self.compare_superblocks(&self.durable_record()),
+            false => self.as_writer(|record| self.compare_superblocks(record)),
+        }
+    }
+
+    fn compare_superblocks(&self, record: &PoolRecord) -> (u64, Vec<String>) {
         let roster = self.roster();
         let strict = record.clean;
         let mut checked = 0;
         let mut problems = Vec::new();
-        for index in with_superblocks(&roster, &record).iter() {
-            let Some(copies) = self.copies_of(&roster, &record, index) else {
+        for index in with_superblocks(&roster, record).iter() {
+            let Some(copies) = self.copies_of(&roster, record, index) else {
                 continue;
             };
             let wanted = Superblock {

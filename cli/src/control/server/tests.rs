@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
-    Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus, SegmentCounts,
-    SettingsChange, VolumeInfo, VolumeSpec,
+    CheckReport, Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus,
+    SegmentCounts, SettingsChange, VolumeInfo, VolumeSpec,
 };
 
 use super::*;
 use crate::{
     access::{JobControl, NewDevice, Resize, ServerInfo, StatusAnswer},
+    check_run::{CheckAnswer, CheckState},
     control::client::Client,
 };
 
@@ -21,6 +22,25 @@ fn missing(name: &str) -> Failure {
 }
 
 impl Management for MapPool {
+    fn start_check(&self, data: bool) -> Result<CheckAnswer, Failure> {
+        Ok(CheckAnswer {
+            state: CheckState::Running,
+            total: u64::from(data),
+            ..CheckAnswer::default()
+        })
+    }
+
+    fn check(&self) -> Result<CheckAnswer, Failure> {
+        Ok(CheckAnswer {
+            state: CheckState::Done,
+            report: Some(CheckReport {
+                problems: vec!["Page 3 is torn".into()],
+                ..CheckReport::default()
+            }),
+            ..CheckAnswer::default()
+        })
+    }
+
     fn status(&self) -> Result<StatusAnswer, Failure> {
         Ok(StatusAnswer {
             pool: PoolStatus {
@@ -266,6 +286,11 @@ fn members_jobs_scrub_and_settings_cross_the_socket_unchanged() {
         (70, 2)
     );
     assert_eq!(client.settings().unwrap().stall_limit_ms, 4);
+
+    let check = client.start_check(true).unwrap();
+    assert_eq!((check.state, check.total), (CheckState::Running, 1));
+    assert_eq!(client.start_check(false).unwrap().total, 0);
+    assert_eq!(client.check(), MapPool::default().check());
     server.shutdown();
 }
 

@@ -15,7 +15,7 @@ use tessera_raid::SegmentId;
 use super::{
     Check,
     segments::{PAGES_PER_STEP, Segments},
-    source::{self, CheckedPages, Found, Range, read_all},
+    source::{self, CheckedPages, Found, Range},
     trees::{Volumes, shape_of},
 };
 use crate::map::{Visit, Walker};
@@ -77,6 +77,9 @@ impl Check<'_> {
             for group in wanted.chunk_by(|a, b| a.entry.segment == b.entry.segment) {
                 self.segment_chunks(group, volumes, segments);
                 self.progress("chunks", self.findings.report.bytes_checked, total);
+                if self.observer.cancelled() {
+                    return;
+                }
             }
         }
     }
@@ -90,7 +93,7 @@ impl Check<'_> {
         inside: &dyn Fn(&Entry) -> bool,
         wanted: &mut Vec<Wanted>,
     ) {
-        let pages = CheckedPages::new(self.array, Some(segments));
+        let pages = CheckedPages::new(self.source, Some(segments));
         for volume in volumes.iter() {
             let mut walker = Walker::new(volume.tree);
             let mut compact_at = 2 * CHUNKS_PER_WINDOW;
@@ -112,7 +115,7 @@ impl Check<'_> {
                     sort(wanted);
                     compact_at = wanted.len() + CHUNKS_PER_WINDOW;
                 }
-                if matches!(step, Ok(true)) {
+                if matches!(step, Ok(true)) || self.observer.cancelled() {
                     break;
                 }
             }
@@ -122,7 +125,7 @@ impl Check<'_> {
 
     fn segment_chunks(&mut self, wanted: &[Wanted], volumes: &Volumes, segments: &Segments) {
         let id: SegmentId = wanted[0].entry.segment;
-        let Some(placement) = segments.record(id).map(|record| record.placement()) else {
+        let Some(segment) = segments.record(id) else {
             return;
         };
         let described = self.described(id, segments);
@@ -131,7 +134,7 @@ impl Check<'_> {
             let mut runs: Vec<(Range, &[Wanted])> = Vec::new();
             let mut bytes = 0;
             while !rest.is_empty() && bytes < READ_BYTES {
-                let start = Range::around(placement.clone(), rest[0].entry.position, 1).offset;
+                let start = Range::around(id, segment, rest[0].entry.position, 1).offset;
                 let end_of = |one: &Wanted| one.entry.position + one.entry.stored;
                 let count = rest
                     .iter()
@@ -140,19 +143,20 @@ impl Check<'_> {
                     .max(1);
                 let (run, after) = rest.split_at(count);
                 let end = run.iter().map(end_of).max().unwrap_or(start);
-                let range = Range::around(placement.clone(), start, end - start);
+                let range = Range::around(id, segment, start, end - start);
                 bytes += range.length;
                 runs.push((range, run));
                 rest = after;
             }
             let ranges: Vec<Range> = runs.iter().map(|(range, _)| range.clone()).collect();
             // Anything is accepted: the chunks are judged one by one below.
-            let found = read_all(self.array, &ranges, &|_, _| true);
+            let found = self.source.read_all(&ranges, &|_, _| true);
             for ((range, run), found) in runs.iter().zip(found) {
                 // Bytes that had to be looked for are for each chunk to find.
                 let bytes = match &found {
                     Found::Whole(bytes) => &bytes[..],
                     Found::Mended(..) | Found::Lost => &[],
+                    Found::Freed => continue,
                 };
                 for one in *run {
                     let at = (one.entry.position - range.offset) as usize;
@@ -194,16 +198,17 @@ impl Check<'_> {
         let Some(segment) = segments.record(entry.segment) else {
             return;
         };
-        let range = Range::around(segment.placement(), entry.position, entry.stored);
+        let range = Range::around(entry.segment, segment, entry.position, entry.stored);
         let at = (entry.position - range.offset) as usize;
         let within = at..at + entry.stored as usize;
         let mut seen = plain.map(right);
-        let found = source::another_way(self.array, &range, &mut |bytes| {
+        let found = self.source.another_way(&range, &mut |bytes| {
             let verdict = right(&bytes[within.clone()]);
             seen = seen.max(Some(verdict));
             verdict == Verdict::Right
         });
         match (found, seen) {
+            (Found::Freed, _) => {}
             // The run failed for the sake of a neighbour.
             (Found::Mended(_, members), _) if plain.is_none() && members.is_empty() => {}
             (Found::Mended(_, members), _) => {

@@ -31,7 +31,6 @@ struct Learned<'a> {
 impl Check<'_> {
     /// Reads the chain from the checkpoint on, and each batch's copies.
     pub(super) fn journal_chain(&mut self, record: &EngineRecord) -> Vec<Batch> {
-        self.progress("journal", 0, 1);
         let batches = match read_chain(self.array, record.journal) {
             Ok(chain) => chain.batches,
             Err(error) => {
@@ -41,15 +40,6 @@ impl Check<'_> {
         };
         self.findings.report.journal_batches_checked = batches.len() as u64;
         self.journal_copies(record, &batches);
-        if !self.array.was_clean() {
-            self.note(format!(
-                "The pool was not closed cleanly: the pages are those of checkpoint {}, and {} \
-                 journal batches wait to be replayed",
-                record.checkpoint,
-                batches.len()
-            ));
-        }
-        self.progress("journal", 1, 1);
         batches
     }
 

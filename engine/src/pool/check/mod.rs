@@ -1,4 +1,4 @@
-//! Verifying a pool from its members: offline, reading only.
+//! Verifying a pool from its members, reading only.
 //!
 //! ```text
 //!   superblocks -> journal chain -> root page -> segment table -> catalogue
@@ -19,28 +19,32 @@
 //! * When the power fails while a clean stop writes its superblocks, a copy of
 //!   them may be torn under the word "clean". That is told as damage: nothing
 //!   tells it from rot, and the next opening mends it.
+//! * A pool in use is checked from the root of a checkpoint taken for it
+//!   ([`in_use`]); clients go on meanwhile.
 //! * Parity, and copies that a plain read does not look at, are not read unless
 //!   something else fails: that is a scrub's work.
 
 mod chunks;
+mod in_use;
 mod journal;
 mod segments;
 mod source;
 mod trees;
 
-use std::{error::Error, path::Path};
+use std::{collections::BTreeMap, error::Error, path::Path};
 
-use tessera_raid::{Array, MemberState};
+use tessera_raid::{Array, MemberIndex, MemberState};
 
 use self::{
     segments::Segments,
-    source::{Found, Range, read_all},
+    source::{Found, Range, Source},
     trees::Volumes,
 };
 use super::{IoChoice, Pool, open_array};
 use crate::{
     api::CheckReport,
     error::EngineError,
+    journal::Batch,
     map::PageBytes,
     root::{EngineRecord, RootPage, RootPointer},
 };
@@ -55,6 +59,11 @@ const NOTES_MAX: usize = 100;
 pub trait CheckObserver {
     /// `done` of `total` in this stage; a total may grow while its stage runs.
     fn progress(&self, stage: &str, done: u64, total: u64);
+
+    /// Asked now and then: true ends the check early.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 impl Pool {
@@ -80,9 +89,23 @@ impl Pool {
 
 /// As [`Pool::check`] on an array that was opened read-only.
 pub(crate) fn check_array(array: &Array, data: bool, observer: &dyn CheckObserver) -> CheckReport {
-    let mut check = Check::new(array, observer);
+    let source = Source::new(array, None);
+    let mut check = Check::new(&source, observer);
     check.members();
-    check.structures(data);
+    if let Some(record) = check.engine_record() {
+        check.progress("journal", 0, 1);
+        let batches = check.journal_chain(&record);
+        if !array.was_clean() {
+            check.note(format!(
+                "The pool was not closed cleanly: the pages are those of checkpoint {}, and {} \
+                 journal batches wait to be replayed",
+                record.checkpoint,
+                batches.len()
+            ));
+        }
+        check.progress("journal", 1, 1);
+        let _freed_root = check.structures(&record, &batches, data);
+    }
     check.read_errors();
     check.findings.finish()
 }
@@ -128,40 +151,53 @@ impl Findings {
 /// One check under way.
 struct Check<'a> {
     array: &'a Array,
+    source: &'a Source<'a>,
+    /// Reads that had failed on each member before.
+    errors_before: BTreeMap<MemberIndex, u64>,
     observer: &'a dyn CheckObserver,
     findings: Findings,
 }
 
 impl<'a> Check<'a> {
-    fn new(array: &'a Array, observer: &'a dyn CheckObserver) -> Self {
+    fn new(source: &'a Source<'a>, observer: &'a dyn CheckObserver) -> Self {
+        let members = source.array.status().members.into_iter();
         Self {
-            array,
+            array: source.array,
+            source,
+            errors_before: members
+                .map(|member| (member.index, member.errors()))
+                .collect(),
             observer,
             findings: Findings::default(),
         }
     }
 
-    /// From the engine record down.
-    fn structures(&mut self, data: bool) {
-        let Some(record) = EngineRecord::decode(&self.array.engine_record()) else {
-            return self.problem("The superblock's engine record cannot be understood");
-        };
-        let batches = self.journal_chain(&record);
+    fn engine_record(&mut self) -> Option<EngineRecord> {
+        let record = EngineRecord::decode(&self.array.engine_record());
+        if record.is_none() {
+            self.problem("The superblock's engine record cannot be understood");
+        }
+        record
+    }
+
+    /// From the engine record down. False when the root page was freed before
+    /// it could be read.
+    fn structures(&mut self, record: &EngineRecord, batches: &[Batch], data: bool) -> bool {
         let mut segments = Segments::new(self.array);
         let mut volumes = Volumes::default();
         let root = match &record.root {
             None => None,
-            Some(pointer) => match self.root_page(&record, pointer) {
+            Some(pointer) => match self.root_page(record, pointer) {
                 Some(page) => Some((pointer, page)),
-                None => return,
+                None => return self.source.freed() == 0,
             },
         };
         if let Some((pointer, page)) = &root {
-            self.segment_table(&record, pointer, page, &mut segments);
+            self.segment_table(record, pointer, page, &mut segments);
             volumes = self.catalogue(page, &mut segments);
             self.job_table(page, &mut segments);
         }
-        let journalled = self.journal_records(&record, &batches, &mut segments, &mut volumes);
+        let journalled = self.journal_records(record, batches, &mut segments, &mut volumes);
         for volume in volumes.iter() {
             self.volume(volume, &mut segments);
         }
@@ -174,6 +210,7 @@ impl<'a> Check<'a> {
                 "{count} full segments hold nothing live and await reclaim"
             ));
         }
+        true
     }
 
     fn members(&mut self) {
@@ -200,31 +237,28 @@ impl<'a> Check<'a> {
 
     /// Reads that failed where another member had the bytes.
     fn read_errors(&mut self) {
-        for member in self
-            .array
-            .status()
-            .members
-            .iter()
-            .filter(|member| member.errors() > 0)
-        {
-            let (index, path) = (member.index, member.path.display());
-            self.problem(format!(
-                "Member {index} ({path}) failed {} reads",
-                member.errors()
-            ));
+        for member in self.array.status().members {
+            let before = self.errors_before.get(&member.index).unwrap_or(&0);
+            let errors = member.errors().saturating_sub(*before);
+            if errors > 0 {
+                let (index, path) = (member.index, member.path.display());
+                self.problem(format!("Member {index} ({path}) failed {errors} reads"));
+            }
         }
     }
 
     /// The page everything else hangs on; `None` after saying what is wrong.
     fn root_page(&mut self, record: &EngineRecord, pointer: &RootPointer) -> Option<RootPage> {
-        let range = Range::of_page(pointer.placement.clone(), &pointer.entry);
+        let placement = pointer.placement.clone();
+        let range = Range::of_page(pointer.generation, placement, &pointer.entry);
         let accept = |_: usize, bytes: &[u8]| crc32c::crc32c(bytes) == pointer.entry.checksum;
-        let bytes = match read_all(self.array, &[range?], &accept).pop()? {
+        let bytes = match self.source.read_all(&[range?], &accept).pop()? {
             Found::Whole(bytes) => bytes,
             Found::Mended(bytes, members) => {
                 self.problem(format!("The root page {}", source::mended(&members)));
                 bytes
             }
+            Found::Freed => return None,
             Found::Lost => {
                 self.problem(
                     "The root page is damaged: no copy verifies, so nothing below it can be found",

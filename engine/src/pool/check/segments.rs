@@ -11,10 +11,10 @@ use tessera_raid::{Array, SegmentId, device::BLOCK_BYTES};
 
 use super::{
     Check,
-    source::{self, CheckedPages, Found, Range, another_way, read_all},
+    source::{self, CheckedPages, Found, Range},
 };
 use crate::{
-    map::{Pointer, Visit, Walker},
+    map::{Pointer, StoreErrorKind, Visit, Walker},
     root::{EngineRecord, RootPage, RootPointer},
 };
 
@@ -165,7 +165,7 @@ impl Check<'_> {
         page: &RootPage,
         segments: &mut Segments,
     ) {
-        let pages = CheckedPages::new(self.array, None);
+        let pages = CheckedPages::new(self.source, None);
         let mut pointers: Vec<Pointer> = Vec::new();
         let mut walker = Walker::new(page.segments);
         let mut bad = Vec::new();
@@ -193,6 +193,7 @@ impl Check<'_> {
             match done {
                 Ok(true) => break,
                 Ok(false) => {}
+                Err(error) if error.store_kind() == Some(StoreErrorKind::Freed) => complete = false,
                 Err(error) => {
                     complete = false;
                     self.problem(format!("{} (segment table)", super::sentence(&error)));
@@ -325,16 +326,20 @@ impl Check<'_> {
         for group in wanted.chunks(SUMMARIES_PER_READ) {
             let ranges: Vec<Range> = group.iter().map(|(.., range)| range.clone()).collect();
             // Anything is accepted: the blocks are judged one by one below.
-            let found = read_all(self.array, &ranges, &|_, _| true);
+            let found = self.source.read_all(&ranges, &|_, _| true);
             for ((id, record, range), found) in group.iter().zip(found) {
                 let bytes = match &found {
                     Found::Whole(bytes) | Found::Mended(bytes, _) => &bytes[..],
                     Found::Lost => &[],
+                    Found::Freed => continue,
                 };
                 self.summary(*id, record, range, bytes, segments);
             }
             done += group.len() as u64;
             self.progress("summaries", done, total);
+            if self.observer.cancelled() {
+                return;
+            }
         }
     }
 
@@ -362,7 +367,7 @@ impl Check<'_> {
                         ..range.clone()
                     };
                     let mut block = None;
-                    let found = another_way(self.array, &one, &mut |bytes| {
+                    let found = self.source.another_way(&one, &mut |bytes| {
                         block = summary::decode_expected(bytes, &expected, number).ok();
                         block.is_some()
                     });
@@ -374,6 +379,7 @@ impl Check<'_> {
                             ));
                             continue;
                         }
+                        Found::Freed => continue,
                         // The whole failed for the sake of another block.
                         Found::Mended(_, members) if plain.is_none() && members.is_empty() => {}
                         Found::Mended(_, members) => {
@@ -420,7 +426,11 @@ impl Check<'_> {
         };
         let expected = self.summary_id(id, record);
         let whole = |_: usize, bytes: &[u8]| summary::decode_blocks(bytes, &expected).is_ok();
-        let decoded = match read_all(self.array, std::slice::from_ref(&range), &whole).pop() {
+        let decoded = match self
+            .source
+            .read_all(std::slice::from_ref(&range), &whole)
+            .pop()
+        {
             Some(Found::Whole(bytes) | Found::Mended(bytes, _)) => {
                 summary::decode_blocks(&bytes, &expected)
                     .ok()
@@ -437,7 +447,7 @@ impl Check<'_> {
                     length: BLOCK,
                     ..range.clone()
                 };
-                another_way(self.array, &one, &mut |bytes| {
+                self.source.another_way(&one, &mut |bytes| {
                     let block = summary::decode_expected(bytes, &expected, number).ok();
                     let accepted = block.is_some();
                     records.extend(block.map(|block| block.records).unwrap_or_default());
@@ -487,6 +497,8 @@ fn summary_range(
         ));
     }
     Ok(Some(Range {
+        segment: extent.segment,
+        generation: holder.generation,
         placement: holder.placement(),
         offset: extent.offset,
         length,

@@ -2,24 +2,35 @@
 //!
 //! Nothing is cached, mended or kept quiet: a range whose plain reading does
 //! not verify is [`Found::Mended`] even where the redundancy gives it back.
+//!
+//! While the pool is in use, reclaim may free a segment that the root being
+//! checked still names. Each read therefore holds an epoch guard and looks at
+//! the segment's generation first (R9): what was freed is [`Found::Freed`] and
+//! is not judged.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
-use tessera_dedup::{Entry, EntryKind};
+use tessera_dedup::{
+    Entry, EntryKind, Generation,
+    segment::{SegmentRecord, SegmentState},
+};
 use tessera_raid::{
-    Array, MemberIndex, Placement, SegmentRead,
+    Array, MemberIndex, Placement, SegmentId, SegmentRead,
     device::{AlignedBuf, BLOCK_BYTES},
     layout::Slots,
 };
 
 use super::segments::Segments;
 use crate::map::{PAGE_BYTES, PageBytes, PageSource, Pointer, StoreError, StoreErrorKind};
+use crate::pool::engine::Engine;
 
 const BLOCK: u32 = BLOCK_BYTES as u32; // 4096
 
 /// Whole blocks of one segment.
 #[derive(Debug, Clone)]
 pub(super) struct Range {
+    pub(super) segment: SegmentId,
+    pub(super) generation: Generation,
     pub(super) placement: Placement,
     pub(super) offset: u32,
     pub(super) length: u32,
@@ -27,11 +38,17 @@ pub(super) struct Range {
 
 impl Range {
     /// Where a page lies; `None` if no page can.
-    pub(super) fn of_page(placement: Placement, entry: &Entry) -> Option<Self> {
+    pub(super) fn of_page(
+        generation: Generation,
+        placement: Placement,
+        entry: &Entry,
+    ) -> Option<Self> {
         let is_page = entry.kind == EntryKind::Page
             && entry.stored == BLOCK
             && entry.position.is_multiple_of(BLOCK);
         is_page.then_some(Self {
+            segment: entry.segment,
+            generation,
             placement,
             offset: entry.position,
             length: BLOCK,
@@ -39,11 +56,18 @@ impl Range {
     }
 
     /// The blocks that hold `stored` bytes at `position`.
-    pub(super) fn around(placement: Placement, position: u32, stored: u32) -> Self {
+    pub(super) fn around(
+        segment: SegmentId,
+        record: &SegmentRecord,
+        position: u32,
+        stored: u32,
+    ) -> Self {
         let offset = position / BLOCK * BLOCK;
         let end = (position + stored).next_multiple_of(BLOCK);
         Self {
-            placement,
+            segment,
+            generation: record.generation,
+            placement: record.placement(),
             offset,
             length: end - offset,
         }
@@ -59,47 +83,105 @@ pub(super) enum Found {
     Mended(AlignedBuf, Vec<MemberIndex>),
     /// None does.
     Lost,
+    /// Its segment was freed while the pool was in use.
+    Freed,
 }
 
-/// Reads ranges with one submission; `accept` says whether the bytes of the
-/// n-th are right.
-pub(super) fn read_all(
-    array: &Array,
-    ranges: &[Range],
-    accept: &dyn Fn(usize, &[u8]) -> bool,
-) -> Vec<Found> {
-    let mut reads: Vec<SegmentRead> = ranges
-        .iter()
-        .map(|range| SegmentRead {
-            placement: range.placement.clone(),
-            offset: range.offset,
-            buffer: AlignedBuf::zeroed(range.length as usize),
-            outcome: Ok(()),
-        })
-        .collect();
-    array.read(&mut reads);
-    let results = reads
-        .into_iter()
-        .zip(ranges)
-        .enumerate()
-        .map(|(number, (read, range))| {
-            if read.outcome.is_ok() && accept(number, &read.buffer) {
-                return Found::Whole(read.buffer);
-            }
-            another_way(array, range, &mut |bytes| accept(number, bytes))
+/// The members, and who else uses them.
+pub(super) struct Source<'a> {
+    pub(super) array: &'a Array,
+    /// The engine that has the pool open; `None` when nobody has.
+    in_use: Option<&'a Engine>,
+    freed: RefCell<BTreeSet<SegmentId>>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(array: &'a Array, in_use: Option<&'a Engine>) -> Self {
+        Self {
+            array,
+            in_use,
+            freed: RefCell::default(),
+        }
+    }
+
+    /// Segments in which something could not be looked at any more.
+    pub(super) fn freed(&self) -> usize {
+        self.freed.borrow().len()
+    }
+
+    /// Whether the range is still what it was in the root. Asked under a guard,
+    /// the answer holds until the guard goes.
+    fn is_there(&self, range: &Range) -> bool {
+        let Some(engine) = self.in_use else {
+            return true;
+        };
+        let there = engine.table.record(range.segment).is_some_and(|record| {
+            record.generation == range.generation
+                && matches!(record.state, SegmentState::Open | SegmentState::Sealed)
         });
-    results.collect()
-}
+        if !there {
+            self.freed.borrow_mut().insert(range.segment);
+        }
+        there
+    }
 
-/// Tries every reading of a range that the redundancy allows.
-pub(super) fn another_way(
-    array: &Array,
-    range: &Range,
-    accept: &mut dyn FnMut(&[u8]) -> bool,
-) -> Found {
-    match array.read_alternatives(&range.placement, range.offset, range.length, accept) {
-        Ok(Some(found)) => Found::Mended(found.bytes, found.differing),
-        Ok(None) | Err(_) => Found::Lost,
+    /// Reads ranges with one submission; `accept` says whether the bytes of the
+    /// n-th are right.
+    pub(super) fn read_all(
+        &self,
+        ranges: &[Range],
+        accept: &dyn Fn(usize, &[u8]) -> bool,
+    ) -> Vec<Found> {
+        let _guard = self.in_use.map(|engine| engine.epochs.enter());
+        let there: Vec<usize> = (0..ranges.len())
+            .filter(|number| self.is_there(&ranges[*number]))
+            .collect();
+        let read_of = |number: &usize| SegmentRead {
+            placement: ranges[*number].placement.clone(),
+            offset: ranges[*number].offset,
+            buffer: AlignedBuf::zeroed(ranges[*number].length as usize),
+            outcome: Ok(()),
+        };
+        let mut reads: Vec<SegmentRead> = there.iter().map(read_of).collect();
+        self.array.read(&mut reads);
+        let mut results: Vec<Found> = ranges.iter().map(|_| Found::Freed).collect();
+        for (number, read) in there.into_iter().zip(reads) {
+            results[number] = if read.outcome.is_ok() && accept(number, &read.buffer) {
+                Found::Whole(read.buffer)
+            } else {
+                self.search(&ranges[number], &mut |bytes| accept(number, bytes))
+            };
+        }
+        results
+    }
+
+    /// Tries every reading of a range that the redundancy allows.
+    pub(super) fn another_way(
+        &self,
+        range: &Range,
+        accept: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Found {
+        let _guard = self.in_use.map(|engine| engine.epochs.enter());
+        match self.is_there(range) {
+            true => self.search(range, accept),
+            false => Found::Freed,
+        }
+    }
+
+    fn search(&self, range: &Range, accept: &mut dyn FnMut(&[u8]) -> bool) -> Found {
+        let Range {
+            placement,
+            offset,
+            length,
+            ..
+        } = range;
+        match self
+            .array
+            .read_alternatives(placement, *offset, *length, accept)
+        {
+            Ok(Some(found)) => Found::Mended(found.bytes, found.differing),
+            Ok(None) | Err(_) => Found::Lost,
+        }
     }
 }
 
@@ -121,16 +203,16 @@ pub(super) fn mended(members: &[MemberIndex]) -> String {
 /// Pages for walks. Damage that the redundancy made good is kept in `mended`
 /// until [`CheckedPages::take_mended`].
 pub(super) struct CheckedPages<'a> {
-    array: &'a Array,
+    source: &'a Source<'a>,
     /// `None` while the segment table itself is read, whose pointers are wide.
     segments: Option<&'a Segments>,
     mended: RefCell<Vec<String>>,
 }
 
 impl<'a> CheckedPages<'a> {
-    pub(super) fn new(array: &'a Array, segments: Option<&'a Segments>) -> Self {
+    pub(super) fn new(source: &'a Source<'a>, segments: Option<&'a Segments>) -> Self {
         Self {
-            array,
+            source,
             segments,
             mended: RefCell::default(),
         }
@@ -142,18 +224,23 @@ impl<'a> CheckedPages<'a> {
 
     fn range(&self, pointer: &Pointer) -> Result<Range, StoreError> {
         let refuse = |why: String| StoreError::caused_by(StoreErrorKind::Corrupt, why);
-        let placement = match (pointer.wide, self.segments) {
-            (Some(wide), _) => Placement {
-                layout: wide.layout,
-                slots: Slots::Equal(wide.slot),
-            },
-            (None, Some(segments)) => segments
-                .place(&pointer.entry)
-                .map_err(|why| refuse(format!("Its pointer {why}")))?
-                .placement(),
+        let (generation, placement) = match (pointer.wide, self.segments) {
+            (Some(wide), _) => (
+                wide.generation,
+                Placement {
+                    layout: wide.layout,
+                    slots: Slots::Equal(wide.slot),
+                },
+            ),
+            (None, Some(segments)) => {
+                let record = segments
+                    .place(&pointer.entry)
+                    .map_err(|why| refuse(format!("Its pointer {why}")))?;
+                (record.generation, record.placement())
+            }
             (None, None) => return Err(refuse("Its pointer carries no placement".to_owned())),
         };
-        Range::of_page(placement, &pointer.entry)
+        Range::of_page(generation, placement, &pointer.entry)
             .ok_or_else(|| refuse("Its pointer cannot be one to a page".to_owned()))
     }
 }
@@ -178,7 +265,7 @@ impl PageSource for CheckedPages<'_> {
             let checksum = pointers[places[number]].entry.checksum;
             bytes.len() == PAGE_BYTES && crc32c::crc32c(bytes) == checksum
         };
-        let found = read_all(self.array, &ranges, &accept);
+        let found = self.source.read_all(&ranges, &accept);
         for ((place, range), found) in places.iter().zip(&ranges).zip(found) {
             let bytes = match found {
                 Found::Whole(bytes) => bytes,
@@ -192,6 +279,10 @@ impl PageSource for CheckedPages<'_> {
                     bytes
                 }
                 Found::Lost => continue,
+                Found::Freed => {
+                    results[*place] = Err(StoreError::new(StoreErrorKind::Freed));
+                    continue;
+                }
             };
             let page: PageBytes = bytes[..].try_into().expect("a page was asked for");
             results[*place] = Ok(Arc::new(page));

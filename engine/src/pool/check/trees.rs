@@ -13,7 +13,7 @@ use super::{
 use crate::{
     catalogue::VolumeRecord,
     jobs::JobRecord,
-    map::{PAGE_BYTES, PageOwner, Tree, Visit, Walker},
+    map::{PAGE_BYTES, PageOwner, StoreErrorKind, Tree, Visit, Walker},
     root::RootPage,
 };
 
@@ -208,7 +208,7 @@ impl Check<'_> {
         let mut whole = true;
         let mut done = from;
         loop {
-            let pages = CheckedPages::new(self.array, Some(segments));
+            let pages = CheckedPages::new(self.source, Some(segments));
             // Visits change `segments`, which the page source is reading.
             let mut found: Vec<Seen> = Vec::new();
             let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| {
@@ -250,7 +250,9 @@ impl Check<'_> {
             self.progress(label, done, total);
             match step {
                 Ok(true) => return whole,
+                _ if self.observer.cancelled() => return false,
                 Ok(false) => {}
+                Err(error) if error.store_kind() == Some(StoreErrorKind::Freed) => whole = false,
                 Err(error) => {
                     whole = false;
                     self.problem(format!(
