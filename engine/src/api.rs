@@ -93,6 +93,11 @@ pub struct PoolStatus {
     pub served: bool,
     /// Volumes in the pool.
     pub volumes: u64,
+    /// Snapshots in the pool.
+    pub snapshots: u64,
+    /// Of what is stored, before parity, what only snapshots hold: bytes that
+    /// come back when all of them are deleted.
+    pub snapshot_bytes: u64,
     /// Fingerprints known to the index, approximately.
     pub index_entries: u64,
     /// `ready`, or `rebuilding` while old segments are read in again.
@@ -208,6 +213,49 @@ pub struct VolumeInfo {
     pub dedup: DedupMode,
     /// Compression.
     pub compression: Compression,
+}
+
+/// One snapshot as shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its volume.
+    pub volume: String,
+    /// Its own name: `VOLUME@NAME` in full.
+    pub name: String,
+    /// Never reused within a pool, by snapshots or volumes.
+    pub id: u64,
+    /// Bytes that the volume had.
+    pub size_bytes: u64,
+    /// Bytes mapped, as of the last checkpoint.
+    pub logical_bytes: u64,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_unix_ms: u64,
+}
+
+/// Bytes that may read differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedRange {
+    /// The first.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// What changed from a snapshot to another snapshot or a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDiff {
+    /// `VOLUME@SNAPSHOT`.
+    pub from: String,
+    /// `VOLUME@SNAPSHOT` or `VOLUME`.
+    pub to: String,
+    /// Size of the one.
+    pub from_bytes: u64,
+    /// Size of the other; no range goes beyond it.
+    pub to_bytes: u64,
+    /// Bytes in all ranges.
+    pub changed_bytes: u64,
+    /// Ascending, and apart from each other.
+    pub ranges: Vec<ChangedRange>,
 }
 
 /// How a pool is laid out at creation.

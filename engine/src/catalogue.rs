@@ -31,6 +31,8 @@ pub const SUMMARY_TREE: u64 = 3;
 pub const ROOT_TREE: u64 = 4;
 /// The tree of job records.
 pub const JOB_TREE: u64 = 5;
+/// The tree of snapshot records.
+pub const SNAPSHOT_TREE: u64 = 6;
 
 const AT_SIZE: usize = 8;
 const AT_CHUNK: usize = 16;
@@ -71,14 +73,8 @@ impl VolumeRecord {
         bytes[..8].copy_from_slice(&self.id.to_le_bytes());
         bytes[AT_SIZE..AT_SIZE + 8].copy_from_slice(&self.size_bytes.to_le_bytes());
         bytes[AT_CHUNK..AT_CHUNK + 4].copy_from_slice(&self.chunk_bytes.to_le_bytes());
-        bytes[AT_MODES] = match self.dedup {
-            DedupMode::Off => 0,
-            DedupMode::Inline => 1,
-        };
-        bytes[AT_MODES + 1] = match self.compression {
-            Compression::None => 0,
-            Compression::Lz4 => 1,
-        };
+        let modes = encode_modes(self.dedup, self.compression);
+        bytes[AT_MODES..AT_MODES + 2].copy_from_slice(&modes);
         bytes[AT_MODES + 2] = name_length;
         bytes[AT_TREE..AT_STORED].copy_from_slice(&self.tree.encode());
         bytes[AT_STORED..AT_STORED + 8].copy_from_slice(&self.stored_chunks.to_le_bytes());
@@ -91,21 +87,14 @@ impl VolumeRecord {
         let u64_at = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
         let length = usize::from(bytes[AT_MODES + 2]);
         let name = bytes.get(AT_NAME..AT_NAME + length)?;
+        let (dedup, compression) = decode_modes([bytes[AT_MODES], bytes[AT_MODES + 1]])?;
         let record = Self {
             id: u64_at(0)?,
             name: std::str::from_utf8(name).ok()?.to_owned(),
             size_bytes: u64_at(AT_SIZE)?,
             chunk_bytes: u32::from_le_bytes(bytes[AT_CHUNK..AT_CHUNK + 4].try_into().ok()?),
-            dedup: match bytes[AT_MODES] {
-                0 => DedupMode::Off,
-                1 => DedupMode::Inline,
-                _ => return None,
-            },
-            compression: match bytes[AT_MODES + 1] {
-                0 => Compression::None,
-                1 => Compression::Lz4,
-                _ => return None,
-            },
+            dedup,
+            compression,
             tree: Tree::decode(bytes[AT_TREE..AT_STORED].try_into().ok()?)?,
             stored_chunks: u64_at(AT_STORED)?,
         };
@@ -132,6 +121,34 @@ impl VolumeRecord {
     }
 }
 
+/// How new writes are treated, as two bytes.
+pub(crate) fn encode_modes(dedup: DedupMode, compression: Compression) -> [u8; 2] {
+    let dedup = match dedup {
+        DedupMode::Off => 0,
+        DedupMode::Inline => 1,
+    };
+    let compression = match compression {
+        Compression::None => 0,
+        Compression::Lz4 => 1,
+    };
+    [dedup, compression]
+}
+
+/// What [`encode_modes`] made; `None` for anything else.
+pub(crate) fn decode_modes(bytes: [u8; 2]) -> Option<(DedupMode, Compression)> {
+    let dedup = match bytes[0] {
+        0 => DedupMode::Off,
+        1 => DedupMode::Inline,
+        _ => return None,
+    };
+    let compression = match bytes[1] {
+        0 => Compression::None,
+        1 => Compression::Lz4,
+        _ => return None,
+    };
+    Some((dedup, compression))
+}
+
 /// Whether volumes may have chunks of this size.
 pub fn chunk_size_is_valid(bytes: u32) -> bool {
     matches!(bytes, 4096 | 8192 | 16384 | 32768 | 65536)
@@ -142,15 +159,23 @@ pub fn chunk_size_is_valid(bytes: u32) -> bool {
 /// # Errors
 /// One sentence that says what a name may be.
 pub fn check_name(name: &str) -> Result<(), String> {
+    check_name_of("volume", name)
+}
+
+/// Checks the name of a volume or a snapshot.
+///
+/// # Errors
+/// One sentence that says what a name may be.
+pub fn check_name_of(what: &str, name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
         Err(format!(
-            "A volume name has 1 to {NAME_BYTES_MAX} characters, not {}",
+            "A {what} name has 1 to {NAME_BYTES_MAX} characters, not {}",
             name.len()
         ))
     } else if name.starts_with(['.', '-']) || !name.chars().all(allowed) {
         Err(format!(
-            "The volume name {name:?} is not valid: use letters, digits, '.', '_' and '-', \
+            "The {what} name {name:?} is not valid: use letters, digits, '.', '_' and '-', \
              and begin with a letter, a digit or '_'"
         ))
     } else {

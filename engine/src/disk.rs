@@ -131,6 +131,16 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+/// A run that is the same as it was, or that may read differently. Runs are
+/// non-empty, in order, and without gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeExtent {
+    /// Bytes in the run.
+    pub length: u64,
+    /// It may read differently.
+    pub changed: bool,
+}
+
 /// What does not change between two requests, except by a management operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskInfo {
@@ -180,6 +190,33 @@ pub trait Disk: Send + Sync + 'static {
     /// runs start at `offset`, never pass the end of the range, and may stop
     /// short of it only when `max` is reached.
     fn extents(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Extent>, DiskError>;
+
+    /// The snapshots that [`Self::changed_since`] knows by a short name, oldest
+    /// first.
+    fn snapshots(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether [`Self::changed_since`] knows a snapshot of this name.
+    fn knows_snapshot(&self, snapshot: &str) -> bool {
+        self.snapshots().iter().any(|name| name == snapshot)
+    }
+
+    /// What of `offset..offset + length` may read differently than in a
+    /// snapshot, in at least one and at most `max` runs. They start at `offset`,
+    /// never pass the end of the range, and may stop short of it. Every byte
+    /// that reads differently is in a run that says so; bytes that were written
+    /// again as they were may be.
+    fn changed_since(
+        &self,
+        snapshot: &str,
+        offset: u64,
+        length: u64,
+        max: usize,
+    ) -> Result<Vec<ChangeExtent>, DiskError> {
+        let _ = (offset, length, max);
+        Err(DiskError::Io(format!("There is no snapshot {snapshot:?}")))
+    }
 }
 
 /// The disks a server exports.

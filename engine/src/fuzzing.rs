@@ -14,6 +14,7 @@ use crate::{
         Walker,
     },
     root::{EngineRecord, RootPage},
+    snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotRecord},
 };
 
 /// Bytes as a whole batch and its records, and as the records of a batch.
@@ -77,7 +78,8 @@ impl PageSource for Garbage<'_> {
     }
 }
 
-/// Bytes as an engine record, a root page, a volume's and a segment's record.
+/// Bytes as an engine record, a root page, and the records of a volume, a
+/// snapshot and a segment.
 pub fn root(bytes: &[u8]) {
     if let Some(record) = EngineRecord::decode(bytes) {
         let again = EngineRecord::decode(&record.encode());
@@ -94,6 +96,15 @@ pub fn root(bytes: &[u8]) {
             record.encode(),
             *bytes,
             "a volume's record is encoded in one way"
+        );
+    }
+    if let Some(bytes) = bytes.first_chunk::<SNAPSHOT_RECORD_BYTES>()
+        && let Some(record) = SnapshotRecord::decode(bytes)
+    {
+        assert_eq!(
+            record.encode(),
+            *bytes,
+            "a snapshot's record is encoded in one way"
         );
     }
     if let Some(bytes) = bytes.first_chunk::<SEGMENT_RECORD_BYTES>()

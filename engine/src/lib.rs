@@ -14,5 +14,6 @@ pub mod map;
 pub mod pool;
 mod root;
 mod settings;
+pub mod snapshot;
 
 pub use error::{EngineError, ErrorKind};

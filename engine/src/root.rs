@@ -20,8 +20,9 @@
 //!  40  sequence u64              |  48  next volume id u64
 //!  56  catalogue tree, 48 bytes  | 104  segment table tree, 48 bytes
 //! 152  job tree, 48 bytes            | 200  settings, 40 bytes
-//! 240  next job id u64              | 248  zero
-//! 256  overlay: segment u32, 0 u32, record 64 bytes
+//! 240  next job id u64              | 248  snapshot tree, 48 bytes
+//! 296  zero
+//! 320  overlay: segment u32, 0 u32, record 64 bytes
 //! ```
 //! The overlay holds the records of map segments that changed while the
 //! segment table's own pages were being written; it goes over the table.
@@ -34,7 +35,7 @@ use tessera_raid::{SegmentId, layout::Placement};
 use uuid::Uuid;
 
 use crate::{
-    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, JOB_TREE, SEGMENT_TREE},
+    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, JOB_TREE, SEGMENT_TREE, SNAPSHOT_TREE},
     journal::{ChainPoint, Epoch, batch::ChainChecksum},
     map::{PAGE_BYTES, PageBytes, TREE_BYTES, Tree, TreeShape},
     settings::{SETTINGS_BYTES, Settings},
@@ -43,7 +44,7 @@ use crate::{
 const RECORD_MAGIC: &[u8; 8] = b"TSRENGIN";
 const ROOT_MAGIC: &[u8; 8] = b"TSRROOT1";
 const VERSION: u32 = 1;
-const ROOT_VERSION: u32 = 2;
+const ROOT_VERSION: u32 = 3;
 const STREAMS: usize = Stream::ALL.len();
 const STREAM_BYTES: usize = 16;
 const AT_STREAMS: usize = 112;
@@ -51,8 +52,9 @@ const AT_PLACEMENT: usize = AT_STREAMS + STREAMS * STREAM_BYTES;
 const AT_TREES: usize = 56;
 const AT_SETTINGS: usize = AT_TREES + 3 * TREE_BYTES;
 const AT_NEXT_JOB: usize = AT_SETTINGS + SETTINGS_BYTES;
-const AT_OVERLAY: usize = 256;
-const _: () = assert!(AT_NEXT_JOB + 8 <= AT_OVERLAY);
+const AT_SNAPSHOTS: usize = AT_NEXT_JOB + 8;
+const AT_OVERLAY: usize = 320;
+const _: () = assert!(AT_SNAPSHOTS + TREE_BYTES <= AT_OVERLAY);
 const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
 /// Most records the overlay takes.
 pub const OVERLAY_MAX: usize = (PAGE_BYTES - AT_OVERLAY) / OVERLAY_BYTES;
@@ -180,7 +182,7 @@ pub(crate) struct RootPage {
     pub checkpoint: u64,
     /// The sequence it holds exactly.
     pub sequence: u64,
-    /// The id the next volume gets.
+    /// The id the next volume or snapshot gets.
     pub next_volume_id: u64,
     /// Volume records.
     pub catalogue: Tree,
@@ -188,6 +190,8 @@ pub(crate) struct RootPage {
     pub segments: Tree,
     /// Job records.
     pub jobs: Tree,
+    /// Snapshot records.
+    pub snapshots: Tree,
     /// What the administrator set.
     pub settings: Settings,
     /// The id the next job gets.
@@ -207,6 +211,7 @@ impl RootPage {
             catalogue: Tree::empty(CATALOGUE_TREE, TreeShape::CATALOGUE),
             segments: Tree::empty(SEGMENT_TREE, TreeShape::SEGMENT_TABLE),
             jobs: Tree::empty(JOB_TREE, TreeShape::JOBS),
+            snapshots: Tree::empty(SNAPSHOT_TREE, TreeShape::SNAPSHOTS),
             settings: Settings::default(),
             next_job_id: 1,
             overlay: Vec::new(),
@@ -242,6 +247,7 @@ impl RootPage {
         }
         put(AT_SETTINGS, &self.settings.encode());
         put(AT_NEXT_JOB, &self.next_job_id.to_le_bytes());
+        put(AT_SNAPSHOTS, &self.snapshots.encode());
         for (at, (segment, record)) in (AT_OVERLAY..).step_by(OVERLAY_BYTES).zip(&self.overlay) {
             put(at, &segment.0.to_le_bytes());
             put(at + 8, &record.encode());
@@ -274,6 +280,7 @@ impl RootPage {
             catalogue: tree_at(AT_TREES)?,
             segments: tree_at(AT_TREES + TREE_BYTES)?,
             jobs: tree_at(AT_TREES + 2 * TREE_BYTES)?,
+            snapshots: tree_at(AT_SNAPSHOTS)?,
             settings: Settings::decode(
                 bytes[AT_SETTINGS..AT_SETTINGS + SETTINGS_BYTES]
                     .try_into()
@@ -291,7 +298,9 @@ impl RootPage {
             && root.segments.id == SEGMENT_TREE
             && root.segments.shape == TreeShape::SEGMENT_TABLE
             && root.jobs.id == JOB_TREE
-            && root.jobs.shape == TreeShape::JOBS;
+            && root.jobs.shape == TreeShape::JOBS
+            && root.snapshots.id == SNAPSHOT_TREE
+            && root.snapshots.shape == TreeShape::SNAPSHOTS;
         sound.then_some(root)
     }
 }
@@ -342,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_stored_form_of_a_root_page_does_not_change() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/format/root-2.bin");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/format/root-3.bin");
         let golden = std::fs::read(path).unwrap();
         assert_eq!(sample().encode()[..], golden[..]);
         let page: &PageBytes = golden[..].try_into().unwrap();

@@ -278,6 +278,7 @@ fn every_stage_is_reported() {
         "journal",
         "segment table",
         "catalogue",
+        "snapshots",
         "jobs",
         "volume a",
         "volume b",

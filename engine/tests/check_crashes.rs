@@ -43,6 +43,10 @@ fn act(pool: &simulation::Simulated, rng: &mut Rng) {
     let length = 4096 * (1 + rng.below(24));
     let offset = rng.below((VOLUME_BYTES - length) / 512) * 512;
     let bytes = noise(rng.below(40), usize::try_from(length).unwrap());
+    if rng.chance(10) {
+        drop(disk);
+        return snapshots(pool, rng, name);
+    }
     let operation = match rng.below(16) {
         0..8 => Operation::Write {
             offset: offset / 4096 * 4096,
@@ -63,11 +67,22 @@ fn act(pool: &simulation::Simulated, rng: &mut Rng) {
         13 => return drop(pool.timer_step()),
         14 if rng.chance(4) => {
             drop(disk);
-            return drop(pool.delete_volume(name));
+            return drop(pool.delete_volume_and_snapshots(name));
         }
         _ => return drop(pool.flush()),
     };
     disk.execute(&mut [Request::new(operation)]);
+}
+
+/// What a snapshot, a clone or a rollback leaves must pass the check as well.
+fn snapshots(pool: &simulation::Simulated, rng: &mut Rng, name: &str) {
+    let own = format!("s{}", rng.below(3));
+    match rng.below(5) {
+        0..2 => drop(pool.create_snapshot(name, &own)),
+        2 => drop(pool.delete_snapshot(name, &own)),
+        3 => drop(pool.roll_back(name, &own, false)),
+        _ => drop(pool.clone_snapshot(name, &own, "c")),
+    }
 }
 
 /// With `stop_was_cut` the power failed while superblocks that say "clean" were

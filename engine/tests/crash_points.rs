@@ -10,7 +10,7 @@
 mod common;
 
 use common::{
-    model::{Model, State, Step, apply, read_all, write_steps, zero_steps},
+    model::{Model, State, Step, all_names, apply, read_all, write_steps, zero_steps},
     noise,
     watch::{Moment, Watcher},
     world::{SHAPES, Scale, Snapshot, World, losses, volume},
@@ -57,7 +57,47 @@ enum Act {
     Checkpoint,
     MemberFails,
     MemberReplaced,
+    /// Of volume a, under the number of the request, here and below.
+    Snapshot,
+    /// To the newest snapshot.
+    RollBack,
+    /// Of the newest snapshot.
+    Clone,
+    /// Deletes the newest snapshot.
+    Forget,
+    Reclaim,
 }
+
+/// What goes with snapshots, in an order in which it can: all sequences would
+/// take hours.
+const OF_SNAPSHOTS: [&[Act]; 8] = [
+    &[Act::Snapshot, Act::Chunk, Act::Checkpoint],
+    &[Act::Large, Act::Snapshot, Act::Large, Act::RollBack],
+    &[Act::Chunk, Act::Snapshot, Act::Clone, Act::Checkpoint],
+    &[Act::Snapshot, Act::Checkpoint, Act::Chunk, Act::RollBack],
+    &[Act::Chunk, Act::Snapshot, Act::Forget, Act::Checkpoint],
+    &[
+        Act::Snapshot,
+        Act::Checkpoint,
+        Act::Large,
+        Act::Forget,
+        Act::Reclaim,
+    ],
+    &[
+        Act::Snapshot,
+        Act::Chunk,
+        Act::Snapshot,
+        Act::Chunk,
+        Act::Reclaim,
+    ],
+    &[
+        Act::Snapshot,
+        Act::Partial,
+        Act::RollBack,
+        Act::Chunk,
+        Act::Clone,
+    ],
+];
 
 const REQUESTS: [Act; 10] = [
     Act::Chunk,
@@ -162,6 +202,7 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
         base: base.clone(),
         steps: Vec::new(),
     };
+    let mut taken = Vec::new();
     for (number, what) in (0u64..).zip(sequence) {
         let name = if number % 2 == 0 { "a" } else { "b" };
         let mut begin = |steps: Vec<Step>| {
@@ -237,6 +278,37 @@ fn run(world: &mut World, base: &State, sequence: &[Act]) -> (History, Vec<Momen
                 pool.checkpoint().unwrap();
                 all_durable();
             }
+            Act::Reclaim => while pool.reclaim().unwrap() {},
+            Act::Snapshot => {
+                let own = format!("s{number}");
+                let snapshot = format!("a@{own}");
+                begin(vec![Step::Take { snapshot }]);
+                pool.create_snapshot("a", &own).unwrap();
+                taken.push(own);
+                all_durable();
+            }
+            Act::RollBack => {
+                let own = taken.last().unwrap();
+                let snapshot = format!("a@{own}");
+                begin(vec![Step::RollBack { snapshot }]);
+                pool.roll_back("a", own, false).unwrap();
+                all_durable();
+            }
+            Act::Clone => {
+                let own = taken.last().unwrap();
+                let snapshot = format!("a@{own}");
+                let name = "c".to_owned();
+                begin(vec![Step::Clone { snapshot, name }]);
+                pool.clone_snapshot("a", own, "c").unwrap();
+                all_durable();
+            }
+            Act::Forget => {
+                let own = taken.pop().unwrap();
+                let snapshot = format!("a@{own}");
+                begin(vec![Step::Forget { snapshot }]);
+                pool.delete_snapshot("a", &own).unwrap();
+                all_durable();
+            }
         }
     }
     // Whatever the sequence leaves to be written is cut into as well.
@@ -282,7 +354,7 @@ fn check(world: &mut World, history: &History, moment: &Moment, seed: u64, lost:
     let pool = world
         .open()
         .unwrap_or_else(|error| panic!("{context}: {error}: {error:?}"));
-    model.recovered(read_all(&pool, &pool.names(), &context), &context);
+    model.recovered(read_all(&pool, &all_names(&pool), &context), &context);
     if seed.is_multiple_of(4) {
         drop(pool);
         world.sim.power_cut(seed);
@@ -290,7 +362,7 @@ fn check(world: &mut World, history: &History, moment: &Moment, seed: u64, lost:
         let pool = world
             .open()
             .unwrap_or_else(|error| panic!("{context}, again: {error:?}"));
-        model.recovered(read_all(&pool, &pool.names(), &context), &context);
+        model.recovered(read_all(&pool, &all_names(&pool), &context), &context);
     }
 }
 
@@ -306,21 +378,18 @@ fn sequences(length: usize) -> Vec<Vec<Act>> {
     all
 }
 
-fn every_cut(level: Level, width: usize, length: usize) -> u64 {
+fn every_cut(level: Level, width: usize, sequences: &[Vec<Act>]) -> u64 {
     let (mut world, base) = prepared(level, width);
     let start: Snapshot = world.snapshot();
     let mut cases = 0;
-    for sequence in sequences(length) {
+    for sequence in sequences {
         let fails = sequence.contains(&Act::MemberFails);
         if losses(level) == 0 && (fails || sequence.contains(&Act::MemberReplaced)) {
             continue;
         }
         world.restore(&start);
-        let (history, moments) = run(&mut world, &base, &sequence);
-        let _named = Named {
-            level,
-            sequence: &sequence,
-        };
+        let (history, moments) = run(&mut world, &base, sequence);
+        let _named = Named { level, sequence };
         for moment in &moments {
             for _ in 0..SEEDS {
                 cases += 1;
@@ -357,10 +426,21 @@ fn no_cut_breaks_the_promise(wanted: Level) {
     let longest = common::from_env("TESSERA_LENGTH").unwrap_or(2);
     for (level, width) in SHAPES.into_iter().filter(|(level, _)| *level == wanted) {
         for length in 1..=usize::try_from(longest).unwrap() {
-            let cases = every_cut(level, width, length);
+            let cases = every_cut(level, width, &sequences(length));
             println!("{level}: sequences of {length}: {cases} cases");
             assert!(cases > 100);
         }
+    }
+}
+
+/// On two levels: what snapshots add has nothing to do with members.
+#[test]
+fn no_cut_breaks_the_promise_of_snapshots() {
+    let sequences = OF_SNAPSHOTS.map(<[Act]>::to_vec);
+    for (level, width) in [(Level::Single, 1), (Level::Raid5, 3)] {
+        let cases = every_cut(level, width, &sequences);
+        println!("{level}: snapshots: {cases} cases");
+        assert!(cases > 100);
     }
 }
 

@@ -13,7 +13,10 @@ use tessera_dedup::{
 };
 use tessera_raid::SegmentId;
 
-use crate::catalogue::{VOLUME_RECORD_BYTES, VolumeRecord};
+use crate::{
+    catalogue::{VOLUME_RECORD_BYTES, VolumeRecord},
+    snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotRecord},
+};
 
 const HEADER_BYTES: usize = 8;
 
@@ -25,6 +28,10 @@ const TYPE_SEGMENT_OPENED: u8 = 5;
 const TYPE_SEGMENT_SEALED: u8 = 6;
 const TYPE_VOLUME_PUT: u8 = 7;
 const TYPE_VOLUME_DELETED: u8 = 8;
+const TYPE_SNAPSHOT_TAKEN: u8 = 9;
+const TYPE_SNAPSHOT_DELETED: u8 = 10;
+const TYPE_ROLLED_BACK: u8 = 11;
+const TYPE_CLONED: u8 = 12;
 
 /// One decoded record.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,8 +75,28 @@ pub enum Record<'a> {
     SegmentSealed(SegmentId, SegmentRecord),
     /// A volume was created or changed.
     VolumePut(Box<VolumeRecord>),
-    /// A volume was deleted.
+    /// A volume was deleted, and all its snapshots.
     VolumeDeleted(u64),
+    /// A snapshot holds what its volume holds at this place in the order. Its
+    /// record has no map.
+    SnapshotTaken(Box<SnapshotRecord>),
+    /// A snapshot was deleted.
+    SnapshotDeleted(u64),
+    /// A volume holds what its snapshot does, and has its size.
+    RolledBack {
+        /// The volume.
+        volume: u64,
+        /// The snapshot.
+        snapshot: u64,
+    },
+    /// A volume was created that holds what a snapshot does. Its record has no
+    /// map.
+    Cloned {
+        /// The new volume.
+        record: Box<VolumeRecord>,
+        /// The snapshot.
+        snapshot: u64,
+    },
 }
 
 /// Encodes records one after the other.
@@ -197,6 +224,32 @@ impl RecordBuffer {
         self.begin(TYPE_VOLUME_DELETED, 8);
         self.u64(volume);
     }
+
+    /// See [`Record::SnapshotTaken`].
+    pub fn snapshot_taken(&mut self, record: &SnapshotRecord) {
+        self.begin(TYPE_SNAPSHOT_TAKEN, SNAPSHOT_RECORD_BYTES);
+        self.bytes.extend_from_slice(&record.encode());
+    }
+
+    /// See [`Record::SnapshotDeleted`].
+    pub fn snapshot_deleted(&mut self, snapshot: u64) {
+        self.begin(TYPE_SNAPSHOT_DELETED, 8);
+        self.u64(snapshot);
+    }
+
+    /// See [`Record::RolledBack`].
+    pub fn rolled_back(&mut self, volume: u64, snapshot: u64) {
+        self.begin(TYPE_ROLLED_BACK, 16);
+        self.u64(volume);
+        self.u64(snapshot);
+    }
+
+    /// See [`Record::Cloned`].
+    pub fn cloned(&mut self, record: &VolumeRecord, snapshot: u64) {
+        self.begin(TYPE_CLONED, 8 + VOLUME_RECORD_BYTES);
+        self.u64(snapshot);
+        self.bytes.extend_from_slice(&record.encode());
+    }
 }
 
 const APPENDED_BYTES: usize = ENTRY_BYTES + 32 + 8 + 8 + 4 + 4;
@@ -310,6 +363,18 @@ fn decode(kind: u8, body: &[u8]) -> Option<Record<'_>> {
             Record::VolumePut(Box::new(VolumeRecord::decode(body.try_into().ok()?)?))
         }
         TYPE_VOLUME_DELETED if body.len() == 8 => Record::VolumeDeleted(u64_at(body, 0)?),
+        TYPE_SNAPSHOT_TAKEN => {
+            Record::SnapshotTaken(Box::new(SnapshotRecord::decode(body.try_into().ok()?)?))
+        }
+        TYPE_SNAPSHOT_DELETED if body.len() == 8 => Record::SnapshotDeleted(u64_at(body, 0)?),
+        TYPE_ROLLED_BACK if body.len() == 16 => Record::RolledBack {
+            volume: u64_at(body, 0)?,
+            snapshot: u64_at(body, 8)?,
+        },
+        TYPE_CLONED => Record::Cloned {
+            snapshot: u64_at(body, 0)?,
+            record: Box::new(VolumeRecord::decode(body.get(8..)?.try_into().ok()?)?),
+        },
         _ => return None,
     })
 }

@@ -26,6 +26,7 @@
 //! of fixed records (segment table, catalogue). The layout of a page is drawn
 //! in `docs/format/map.md`.
 
+mod diff;
 mod error;
 mod layer;
 mod lookup;
@@ -43,6 +44,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use diff::{Differences, differences};
 pub use error::{Damage, MapError, StoreError, StoreErrorKind};
 pub use layer::{Change, Changes, Layer};
 pub use lookup::{lookup, lookup_many, lookup_record};

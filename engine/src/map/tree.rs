@@ -46,6 +46,12 @@ impl TreeShape {
         wide_pointers: false,
     };
 
+    /// The table of snapshots.
+    pub const SNAPSHOTS: Self = Self {
+        record_bytes: 256,
+        wide_pointers: false,
+    };
+
     /// The table of jobs.
     pub const JOBS: Self = Self {
         record_bytes: 2048,

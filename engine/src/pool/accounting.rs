@@ -1,4 +1,4 @@
-//! How much distinct data the volumes map.
+//! How much distinct data the volumes map, and the snapshots besides.
 //!
 //! Segments also hold chunks that nothing maps any more, so what was appended
 //! says little about what is there. A walk over the checkpointed maps counts
@@ -8,16 +8,23 @@
 
 use roaring::RoaringTreemap;
 
-use super::{checkpoint::Roots, engine::Engine, pages::Pages};
+use super::{
+    engine::Engine,
+    pages::Pages,
+    roots::{Root, RootKind, Roots, Visited},
+};
 use crate::{
     error::EngineError,
-    map::{Visit, Walker},
+    map::{PageOwner, Pointer, Visit, Walker},
 };
 
 /// Mapped chunks up to which a walk is worth it: about two seconds.
 const CHUNKS_MAX: u64 = 32 << 20;
 
 const PAGES_PER_STEP: usize = 256;
+
+/// Pages of snapshots up to which the same holds.
+const SNAPSHOT_PAGES_MAX: u64 = CHUNKS_MAX / 256;
 
 /// Distinct chunks that volumes map, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,6 +33,8 @@ pub(crate) struct Usage {
     pub(crate) unique_bytes: u64,
     /// After compression, before parity.
     pub(crate) stored_bytes: u64,
+    /// What only snapshots map, after compression, before parity.
+    pub(crate) snapshot_bytes: u64,
 }
 
 /// The newest count and the checkpoint it belongs to.
@@ -49,7 +58,7 @@ impl Engine {
             volumes
                 .by_id
                 .values()
-                .map(|volume| volume.state.read().stored_chunks)
+                .map(|volume| volume.state.read().view.stored_chunks)
                 .sum()
         };
         let counted = if mapped <= CHUNKS_MAX {
@@ -75,39 +84,76 @@ impl Engine {
         Usage {
             unique_bytes: counts.logical_bytes,
             stored_bytes: counts.stored_bytes,
+            snapshot_bytes: 0,
         }
     }
 
     /// `None` when a newer checkpoint's frees may have overtaken the walk.
     fn count(&self, roots: &Roots) -> Result<Option<Usage>, EngineError> {
-        let pages = Pages(&self.reader);
-        let mut seen = RoaringTreemap::new();
-        let mut usage = Usage::default();
         // A walk over one root needs its segments kept: reclaim frees under
         // this lock only.
         let Some(_no_reclaim) = self.reclaim.try_lock() else {
             return Ok(None);
         };
-        for tree in &roots.volumes {
-            let chunk_bytes = {
-                let volumes = self.volumes.read();
-                let Some(volume) = volumes.by_id.get(&tree.id) else {
-                    continue;
-                };
-                u64::from(volume.chunk_bytes)
-            };
-            let mut walker = Walker::new(*tree);
-            let mut visit = |visit: Visit<'_>| {
-                if let Visit::Entry { entry, .. } = visit {
-                    let place = u64::from(entry.segment.0) << 24 | u64::from(entry.position);
-                    if seen.insert(place) {
-                        usage.unique_bytes += chunk_bytes;
-                        usage.stored_bytes += u64::from(entry.stored);
-                    }
-                }
-            };
-            while !walker.step(&pages, PAGES_PER_STEP, &mut visit)? {}
+        let mut count = Count::default();
+        for root in roots.of_volumes() {
+            self.count_root(root, &mut count)?;
         }
+        let mut usage = count.usage;
+        count.pages = 0;
+        for root in roots.of_snapshots() {
+            if count.pages > SNAPSHOT_PAGES_MAX {
+                return Ok(None);
+            }
+            self.count_root(root, &mut count)?;
+        }
+        usage.snapshot_bytes = count.usage.stored_bytes - usage.stored_bytes;
         Ok(Some(usage))
     }
+
+    fn count_root(&self, root: Root, count: &mut Count) -> Result<(), EngineError> {
+        let chunk_bytes = {
+            let volumes = self.volumes.read();
+            match root.kind {
+                RootKind::Table => None,
+                RootKind::Volume(id) => volumes.by_id.get(&id).map(|of| of.chunk_bytes),
+                RootKind::Snapshot(id) => volumes.snapshots.get(&id).map(|of| of.disk.chunk_bytes),
+            }
+        };
+        let Some(chunk_bytes) = chunk_bytes.map(u64::from) else {
+            return Ok(());
+        };
+        let pages = Pages(&self.reader);
+        let Count {
+            visited,
+            seen,
+            usage,
+            pages: read,
+        } = count;
+        let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
+        let mut visit = |visit: Visit<'_>| match visit {
+            Visit::Page { .. } => *read += 1,
+            Visit::Entry { entry, .. } => {
+                let place = u64::from(entry.segment.0) << 24 | u64::from(entry.position);
+                if seen.insert(place) {
+                    usage.unique_bytes += chunk_bytes;
+                    usage.stored_bytes += u64::from(entry.stored);
+                }
+            }
+            Visit::Lost { .. } | Visit::Record { .. } => {}
+        };
+        let mut walker = Walker::new(root.tree);
+        while !walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut visit)? {}
+        Ok(())
+    }
+}
+
+/// A count under way.
+#[derive(Default)]
+struct Count {
+    visited: Visited,
+    /// Places of chunks.
+    seen: RoaringTreemap,
+    usage: Usage,
+    pages: u64,
 }

@@ -26,15 +26,19 @@ use tessera_raid::{Kind, MemberIndex, SegmentId, sabotage::broken};
 use super::{
     engine::{AppendState, Engine},
     pages::{MapAppender, Pages},
+    roots::Roots,
+    snapshots::Snapshot,
+    view::{Folds, View},
     volume::Volume,
 };
 use crate::{
-    catalogue::{ROOT_TREE, SUMMARY_TREE},
+    catalogue::{ROOT_TREE, SUMMARY_TREE, VOLUME_RECORD_BYTES, VolumeRecord},
     error::{EngineError, ErrorKind},
     journal::{ChainPoint, Ring},
-    map::{self, MergeStats, Tree},
+    map::{self, MergeStats},
     root::{EngineRecord, OVERLAY_MAX, RootPage, RootPointer, StreamEnd},
     settings::Settings,
+    snapshot::{SNAPSHOT_RECORD_BYTES, SnapshotRecord},
 };
 
 /// Generations that may be issued until the next checkpoint raises the limit.
@@ -51,14 +55,6 @@ pub enum CheckpointKind {
     /// The end of recovery: under a new epoch, from which the journal goes on
     /// (R19).
     Recovery(ChainPoint),
-}
-
-/// What the newest durable checkpoint consists of.
-#[derive(Debug, Clone)]
-pub(crate) struct Roots {
-    pub(crate) page: RootPage,
-    pub(crate) pointer: Option<RootPointer>,
-    pub(crate) volumes: Vec<Tree>,
 }
 
 /// A target that a checkpoint is to promote, and whether it did.
@@ -80,8 +76,10 @@ pub(crate) struct CheckpointState {
 struct Frozen {
     sequence: u64,
     ticket: Ticket,
-    volumes: Vec<(Arc<Volume>, crate::catalogue::VolumeRecord)>,
+    volumes: Vec<(Arc<Volume>, VolumeRecord, View)>,
     deleted: Vec<u64>,
+    snapshots: Vec<(Arc<Snapshot>, SnapshotRecord, View)>,
+    deleted_snapshots: Vec<u64>,
     segments: Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])>,
     /// Of the open data segment, and of segments that recovery gave up.
     summaries: Vec<tessera_dedup::Summary>,
@@ -90,6 +88,22 @@ struct Frozen {
     /// Rows of the job table that changed.
     jobs: BTreeMap<u64, Vec<u8>>,
     next_job_id: u64,
+}
+
+impl Frozen {
+    fn views(&self) -> impl Iterator<Item = &View> {
+        let of_volumes = self.volumes.iter().map(|(_, _, view)| view);
+        of_volumes.chain(self.snapshots.iter().map(|(_, _, view)| view))
+    }
+}
+
+/// What steps 2 to 4 have written.
+struct Written {
+    roots: Roots,
+    record: EngineRecord,
+    folds: Folds,
+    /// Segments whose records are in the root page, and not in the table.
+    overlay: Vec<SegmentId>,
 }
 
 impl Engine {
@@ -149,19 +163,15 @@ impl Engine {
         let (frozen, journal) = self.freeze_durably(kind)?;
         let result = self.write_root(checkpoint, &frozen, journal, kind, promotion);
         match result {
-            Ok((roots, record, trees, overlay)) => {
+            Ok(written) => {
                 // Step 5.
                 if !matches!(kind, CheckpointKind::Recovery(_)) {
-                    self.commit.lock().ring.trim(record.journal.offset);
+                    let mut commit = self.commit.lock();
+                    commit.ring.trim(written.record.journal.offset);
                 }
-                for ((volume, _), (tree, stored)) in frozen.volumes.iter().zip(trees) {
-                    let mut state = volume.state.write();
-                    state.tree = tree;
-                    state.stored_chunks = stored;
-                    state.frozen = None;
-                }
+                self.settle(&frozen, &written.folds);
                 self.table.checkpoint_is_durable();
-                self.table.mark_dirty(&overlay);
+                self.table.mark_dirty(&written.overlay);
                 for summary in frozen.summaries {
                     self.announce_sealed(summary);
                 }
@@ -170,17 +180,37 @@ impl Engine {
                 state
                     .appender
                     .generations_mut()
-                    .raise_limit(record.generation_limit);
+                    .raise_limit(written.record.generation_limit);
                 drop(state);
-                checkpoint.roots = Arc::new(roots);
-                checkpoint.record = record;
+                checkpoint.roots = Arc::new(written.roots);
+                checkpoint.record = written.record;
                 Ok(())
             }
             Err(error) => {
-                self.thaw(&frozen);
+                self.thaw(frozen);
                 Err(error)
             }
         }
+    }
+
+    /// Puts the new pages in the place of folded layers, in every view that
+    /// has any: also in those of snapshots and clones that were made meanwhile.
+    fn settle(&self, frozen: &Frozen, folds: &Folds) {
+        let mut dropped = Vec::new();
+        // Under the append lock no view is copied.
+        let state = self.state.lock();
+        let volumes = self.volumes.read();
+        for volume in volumes.by_id.values() {
+            volume.state.write().view.settle(folds, &mut dropped);
+        }
+        // Those that have layers were stored by this checkpoint, or will be by
+        // the next.
+        let old = frozen.snapshots.iter().map(|(snapshot, _, _)| snapshot);
+        for snapshot in old.chain(&state.new_snapshots) {
+            snapshot.disk.state.write().view.settle(folds, &mut dropped);
+        }
+        drop(volumes);
+        drop(state);
     }
 
     /// Steps 1 and 2: on return S is durable and every location up to S lies
@@ -197,17 +227,17 @@ impl Engine {
         drop(state);
         let journal = match kind {
             CheckpointKind::Recovery(start) => {
-                self.writer.sync_up_to(frozen.ticket).map_err(|error| {
-                    self.thaw(&frozen);
-                    EngineError::from(error)
-                })?;
+                if let Err(error) = self.writer.sync_up_to(frozen.ticket) {
+                    self.thaw(frozen);
+                    return Err(error.into());
+                }
                 self.hand_over_summaries();
                 commit.ring = Ring::new(Arc::clone(&self.array), start);
                 start
             }
             CheckpointKind::Normal | CheckpointKind::Clean => {
                 if let Err(error) = self.complete(&mut commit, cut) {
-                    self.thaw(&frozen);
+                    self.thaw(frozen);
                     return Err(error);
                 }
                 let next = commit.ring.next();
@@ -225,11 +255,21 @@ impl Engine {
         let left_out = usize::from(broken("R11.all_at_once"));
         for volume in self.volumes.read().by_id.values().skip(left_out) {
             let mut inner = volume.state.write();
-            if inner.record_changed || !inner.active.is_empty() {
-                inner.freeze();
-                volumes.push((Arc::clone(volume), volume.record_of(&inner)));
+            if inner.is_dirty() {
+                let view = inner.rotate().clone();
+                inner.record_changed = false;
+                volumes.push((Arc::clone(volume), volume.record_of(&inner), view));
             }
         }
+        let of_snapshot = |snapshot: Arc<Snapshot>| {
+            let (record, view) = (snapshot.record(), snapshot.view());
+            (snapshot, record, view)
+        };
+        let snapshots = std::mem::take(&mut state.new_snapshots)
+            .into_iter()
+            .filter(|snapshot| !snapshot.disk.is_deleted())
+            .map(of_snapshot)
+            .collect();
         state.frozen_pages = std::mem::take(&mut state.active_pages);
         self.layer_bytes.store(0, Ordering::Relaxed);
         self.table.set_commit(self.array.commits() + 1);
@@ -243,6 +283,8 @@ impl Engine {
             ticket: state.appender.last_ticket(),
             volumes,
             deleted: std::mem::take(&mut state.deleted_volumes),
+            snapshots,
+            deleted_snapshots: std::mem::take(&mut state.deleted_snapshots),
             segments: self.table.take_dirty(),
             summaries: std::mem::take(&mut state.recovered)
                 .into_iter()
@@ -256,13 +298,19 @@ impl Engine {
     }
 
     /// Puts everything back as if the checkpoint had not begun.
-    fn thaw(&self, frozen: &Frozen) {
+    fn thaw(&self, mut frozen: Frozen) {
         self.jobs.lock().give_back(frozen.jobs.keys().copied());
         let mut state = self.state.lock();
-        for (volume, _) in &frozen.volumes {
+        for (snapshot, _, _) in frozen.snapshots.drain(..) {
+            state.new_snapshots.push(snapshot);
+        }
+        let volumes: Vec<Arc<Volume>> = frozen.volumes.drain(..).map(|(of, _, _)| of).collect();
+        for volume in volumes {
             volume.state.write().thaw();
         }
         state.deleted_volumes.extend_from_slice(&frozen.deleted);
+        let deleted = &frozen.deleted_snapshots;
+        state.deleted_snapshots.extend_from_slice(deleted);
         let gave_up = |summary: &&tessera_dedup::Summary| {
             self.table
                 .record(summary.segment)
@@ -286,7 +334,6 @@ impl Engine {
     }
 
     /// Steps 2 (summary) to 4.
-    #[allow(clippy::type_complexity)]
     fn write_root(
         &self,
         checkpoint: &CheckpointState,
@@ -294,7 +341,7 @@ impl Engine {
         journal: ChainPoint,
         kind: CheckpointKind,
         promotion: &mut Promotion,
-    ) -> Result<(Roots, EngineRecord, Vec<(Tree, u64)>, Vec<SegmentId>), EngineError> {
+    ) -> Result<Written, EngineError> {
         let pages = Pages(&self.reader);
         let mut sink = MapAppender::new(self);
         let mut segments: BTreeMap<u64, Vec<u8>> = encoded(&frozen.segments);
@@ -304,30 +351,38 @@ impl Engine {
         }
 
         // Step 3: children first.
-        let mut trees = Vec::new();
+        let mut folds = Folds::of(frozen.views());
+        let mut volumes = BTreeMap::clone(&checkpoint.roots.volumes);
         let mut catalogue_changes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-        for (volume, record) in &frozen.volumes {
-            let layer = volume
-                .state
-                .read()
-                .frozen
-                .clone()
-                .expect("frozen by this checkpoint");
-            let mut stats = MergeStats::default();
-            let tree = map::merge(&record.tree, &layer, &pages, &mut sink, &mut stats)?;
-            let stored = record
-                .stored_chunks
-                .saturating_add_signed(stats.logical_delta);
-            let record = crate::catalogue::VolumeRecord {
+        for (volume, record, view) in &frozen.volumes {
+            let (tree, stored_chunks) = folds.fold(view, &pages, &mut sink)?;
+            let record = VolumeRecord {
                 tree,
-                stored_chunks: stored,
+                stored_chunks,
                 ..record.clone()
             };
             catalogue_changes.insert(volume.id, record.encode().to_vec());
-            trees.push((tree, stored));
+            volumes.insert(volume.id, tree);
         }
         for id in &frozen.deleted {
-            catalogue_changes.insert(*id, vec![0; crate::catalogue::VOLUME_RECORD_BYTES]);
+            catalogue_changes.insert(*id, vec![0; VOLUME_RECORD_BYTES]);
+            volumes.remove(id);
+        }
+        let mut snapshots = Arc::clone(&checkpoint.roots.snapshots);
+        let mut snapshot_changes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (snapshot, record, view) in &frozen.snapshots {
+            let (tree, stored_chunks) = folds.fold(view, &pages, &mut sink)?;
+            let record = SnapshotRecord {
+                tree,
+                stored_chunks,
+                ..record.clone()
+            };
+            snapshot_changes.insert(snapshot.id, record.encode().to_vec());
+            Arc::make_mut(&mut snapshots).insert(snapshot.id, tree);
+        }
+        for id in &frozen.deleted_snapshots {
+            snapshot_changes.insert(*id, vec![0; SNAPSHOT_RECORD_BYTES]);
+            Arc::make_mut(&mut snapshots).remove(id);
         }
         let old = &checkpoint.roots.page;
         let mut stats = MergeStats::default();
@@ -339,6 +394,13 @@ impl Engine {
             &mut stats,
         )?;
         let jobs = map::merge_records(&old.jobs, &frozen.jobs, &pages, &mut sink, &mut stats)?;
+        let snapshot_table = map::merge_records(
+            &old.snapshots,
+            &snapshot_changes,
+            &pages,
+            &mut sink,
+            &mut stats,
+        )?;
         if kind == CheckpointKind::Clean {
             let summary = self.state.lock().appender.partial_summary(Stream::Map);
             if let Some(summary) = summary {
@@ -360,6 +422,7 @@ impl Engine {
             catalogue,
             segments: table,
             jobs,
+            snapshots: snapshot_table,
             settings: frozen.settings,
             next_job_id: frozen.next_job_id,
             overlay,
@@ -404,23 +467,19 @@ impl Engine {
             self.commit_record(&record.encode(), kind == CheckpointKind::Clean, promotion)?;
         }
 
-        let mut volumes: BTreeMap<u64, Tree> = checkpoint
-            .roots
-            .volumes
-            .iter()
-            .map(|tree| (tree.id, *tree))
-            .collect();
-        for id in &frozen.deleted {
-            volumes.remove(id);
-        }
-        volumes.extend(trees.iter().map(|(tree, _)| (tree.id, *tree)));
         let overlay = root.overlay.iter().map(|(id, _)| *id).collect();
         let roots = Roots {
             page: root,
             pointer: Some(pointer),
-            volumes: volumes.into_values().collect(),
+            volumes: Arc::new(volumes),
+            snapshots,
         };
-        Ok((roots, record, trees, overlay))
+        Ok(Written {
+            roots,
+            record,
+            folds,
+            overlay,
+        })
     }
 
     /// Step 4 itself.

@@ -9,32 +9,66 @@ use super::{
     engine::Engine,
     pages::Pages,
     read::ReadJob,
+    snapshots::{Named, Snapshot},
     volume::Volume,
     write::{GROUP_BYTES, Outcome, PartialToken},
 };
 use crate::{
     disk::{
-        Disk, DiskCatalog, DiskError, DiskInfo, Extent, ExtentKind, FlushDone, Operation, Request,
+        ChangeExtent, Disk, DiskCatalog, DiskError, DiskInfo, Extent, ExtentKind, FlushDone,
+        Operation, Request,
     },
     error::EngineError,
     map::{Run, RunKind},
+    snapshot::split_name,
 };
 
 /// An open handle on a volume; the volume counts as in use while it lives.
 pub(crate) struct VolumeDisk {
     engine: Arc<Engine>,
     volume: Arc<Volume>,
+    /// What it is a disk of, if it is a snapshot: then it is read-only.
+    snapshot: Option<Arc<Snapshot>>,
     /// Of this handle's user: a front end opens one for each client.
     anticipation: Anticipation,
 }
 
 impl VolumeDisk {
-    pub(crate) fn new(engine: Arc<Engine>, volume: Arc<Volume>) -> Self {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        volume: Arc<Volume>,
+        snapshot: Option<Arc<Snapshot>>,
+    ) -> Self {
         volume.users.fetch_add(1, Ordering::AcqRel);
         Self {
             engine,
             volume,
+            snapshot,
             anticipation: Anticipation::default(),
+        }
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.engine.read_only || self.snapshot.is_some()
+    }
+
+    /// The volume whose snapshots are meant by short names.
+    fn origin(&self) -> u64 {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.map_or(self.volume.id, |snapshot| snapshot.volume)
+    }
+
+    /// What it is called now: volumes can be renamed.
+    fn name(&self) -> String {
+        let own = self.volume.state.read().name.clone();
+        match &self.snapshot {
+            None => own,
+            Some(snapshot) => {
+                let volumes = self.engine.volumes.read();
+                let of = volumes.by_id.get(&snapshot.volume);
+                let of = of.map_or_else(String::new, |of| of.state.read().name.clone());
+                format!("{of}@{own}")
+            }
         }
     }
 }
@@ -47,12 +81,16 @@ impl Drop for VolumeDisk {
 
 impl Disk for VolumeDisk {
     fn info(&self) -> DiskInfo {
-        let state = self.volume.state.read();
+        let name = self.name();
+        let what = match self.snapshot {
+            None => "volume",
+            Some(_) => "snapshot",
+        };
         DiskInfo {
-            name: state.name.clone(),
-            description: format!("Tessera volume {}", state.name),
-            size: state.size_bytes,
-            read_only: self.engine.read_only,
+            description: format!("Tessera {what} {name}"),
+            name,
+            size: self.size(),
+            read_only: self.is_read_only(),
             chunk_size: self.volume.chunk_bytes,
         }
     }
@@ -152,6 +190,34 @@ impl Disk for VolumeDisk {
             .map_err(|error| error.to_disk_error())?;
         Ok(to_extents(&runs, chunk, offset, length))
     }
+
+    fn snapshots(&self) -> Vec<String> {
+        let volumes = self.engine.volumes.read();
+        let named = volumes.snapshots_of.get(&self.origin());
+        let mut all: Vec<&Arc<Snapshot>> = named.into_iter().flat_map(Named::values).collect();
+        all.sort_unstable_by_key(|snapshot| snapshot.id);
+        all.iter().map(|snapshot| snapshot.name.clone()).collect()
+    }
+
+    fn knows_snapshot(&self, snapshot: &str) -> bool {
+        self.engine.snapshot_for(self.origin(), snapshot).is_some()
+    }
+
+    fn changed_since(
+        &self,
+        snapshot: &str,
+        offset: u64,
+        length: u64,
+        max: usize,
+    ) -> Result<Vec<ChangeExtent>, DiskError> {
+        in_range(offset, length, self.size())?;
+        if length == 0 || max == 0 {
+            return Ok(Vec::new());
+        }
+        let range = (offset, length);
+        self.engine
+            .changed_since(&self.volume, self.origin(), snapshot, range, max)
+    }
 }
 
 /// Cuts runs of chunks to a range of bytes.
@@ -197,7 +263,7 @@ impl VolumeDisk {
             | Operation::WriteZeroes { offset, length, .. } => (*offset, *length, true),
             Operation::Prefetch { offset, length } => (*offset, *length, false),
         };
-        if writes && self.engine.read_only {
+        if writes && self.is_read_only() {
             return Err(DiskError::ReadOnly);
         }
         in_range(offset, length, size)
@@ -403,7 +469,16 @@ impl DiskCatalog for PoolCatalog {
     }
 
     fn open(&self, name: &str) -> Option<Arc<dyn Disk>> {
-        let volume = self.0.volume_by_name(name).ok()?;
-        Some(Arc::new(VolumeDisk::new(Arc::clone(&self.0), volume)))
+        let engine = Arc::clone(&self.0);
+        let volumes = self.0.volumes.read();
+        // Under the lock: a snapshot is not deleted before it counts as in use.
+        Some(match split_name(name) {
+            Some((volume, snapshot)) => {
+                let snapshot = volumes.snapshot(volume, snapshot).ok()?;
+                let disk = Arc::clone(&snapshot.disk);
+                Arc::new(VolumeDisk::new(engine, disk, Some(snapshot)))
+            }
+            None => Arc::new(VolumeDisk::new(engine, volumes.volume(name).ok()?, None)),
+        })
     }
 }

@@ -30,8 +30,14 @@ use tessera_raid::{
 };
 
 use super::{
-    accounting::Accounting, checkpoint::CheckpointState, commit::CommitState, jobs::Work,
-    reclaim::ReclaimState, signals::Signals, volume::Volume,
+    accounting::Accounting,
+    checkpoint::CheckpointState,
+    commit::CommitState,
+    jobs::Work,
+    reclaim::ReclaimState,
+    signals::Signals,
+    snapshots::{Named, Snapshot},
+    volume::Volume,
 };
 use crate::{
     disk::FlushDone,
@@ -102,6 +108,10 @@ pub(crate) struct AppendState {
     pub(crate) next_volume_id: u64,
     /// Volumes deleted since the last freeze.
     pub(crate) deleted_volumes: Vec<u64>,
+    /// Snapshots that no checkpoint has stored yet.
+    pub(crate) new_snapshots: Vec<Arc<Snapshot>>,
+    /// Snapshots deleted since the last freeze.
+    pub(crate) deleted_snapshots: Vec<u64>,
     /// Summaries of segments that will not be continued, for the map stream.
     pub(crate) recovered: Vec<tessera_dedup::Summary>,
     /// Counts changes that may have left chunks without a reference.
@@ -115,11 +125,14 @@ pub(crate) struct PartialMark {
     pub(crate) version: u64,
 }
 
-/// Every volume, by id and by name.
+/// Every volume, by id and by name, and every snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
     pub(crate) by_id: BTreeMap<u64, Arc<Volume>>,
     pub(crate) by_name: BTreeMap<String, Arc<Volume>>,
+    pub(crate) snapshots: BTreeMap<u64, Arc<Snapshot>>,
+    /// By the id of their volume; none is empty.
+    pub(crate) snapshots_of: BTreeMap<u64, Named>,
 }
 
 /// An open pool.
@@ -239,14 +252,7 @@ impl Engine {
     }
 
     pub(crate) fn volume_by_name(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
-        self.volumes
-            .read()
-            .by_name
-            .get(name)
-            .cloned()
-            .ok_or_else(|| {
-                EngineError::new(ErrorKind::NotFound, format!("There is no volume {name:?}"))
-            })
+        self.volumes.read().volume(name)
     }
 
     /// Moves what happened to segments into the journal's records.

@@ -7,18 +7,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use roaring::RoaringTreemap;
 use tessera_dedup::Entry;
 use tessera_raid::{
     MemberSet, MemberState, SegmentId,
     device::{AlignedBuf, BLOCK_BYTES},
 };
 
-use super::{CheckpointKind, engine::Engine, pages::Pages};
+use super::{
+    CheckpointKind,
+    engine::Engine,
+    pages::Pages,
+    roots::{RootKind, place},
+    volume::Volume,
+};
 use crate::{
     api::{LossReport, LostRange, VolumeLoss},
     error::EngineError,
     jobs::JobRecord,
-    map::{PageOwner, Tree, Visit, Walker},
+    map::{PageOwner, Pointer, Tree, Visit, Walker},
 };
 
 const PAGES_PER_STEP: usize = 256;
@@ -129,8 +136,9 @@ impl Engine {
             volumes: Vec::new(),
             complete: true,
         };
+        let mut whole = RoaringTreemap::new();
         for (name, chunk_bytes, size_bytes, tree) in self.volume_trees() {
-            let ranges = self.lost_ranges(tree, &mut gone);
+            let ranges = self.lost_ranges(tree, &mut whole, &mut gone);
             if ranges.chunks.is_empty() {
                 continue;
             }
@@ -154,46 +162,69 @@ impl Engine {
         Ok(report)
     }
 
+    /// Of volumes and of snapshots: name, bytes of a chunk, size, map.
     fn volume_trees(&self) -> Vec<(String, u64, u64, Tree)> {
         let volumes = self.volumes.read();
-        let of = volumes.by_id.values().map(|volume| {
-            let state = volume.state.read();
-            let chunk_bytes = u64::from(volume.chunk_bytes);
-            (
-                state.name.clone(),
-                chunk_bytes,
-                state.size_bytes,
-                state.tree,
-            )
-        });
-        of.collect()
+        let mut trees = Vec::new();
+        for (name, volume) in &volumes.by_name {
+            let mut push = |name: String, of: &Volume| {
+                let state = of.state.read();
+                let chunk_bytes = u64::from(of.chunk_bytes);
+                trees.push((name, chunk_bytes, state.size_bytes, state.view.tree));
+            };
+            push(name.clone(), volume);
+            for (snapshot, of) in volumes.snapshots_of.get(&volume.id).into_iter().flatten() {
+                push(format!("{name}@{snapshot}"), &of.disk);
+            }
+        }
+        trees
     }
 
-    /// The caller keeps the tree's segments from being freed.
-    fn lost_ranges(&self, tree: Tree, lost: &mut dyn Lost) -> Ranges {
+    /// The caller keeps the tree's segments from being freed. `whole` has the
+    /// leaves that were looked into for another tree and have lost nothing.
+    fn lost_ranges(&self, tree: Tree, whole: &mut RoaringTreemap, lost: &mut dyn Lost) -> Ranges {
         let pages = Pages(&self.reader);
         let mut walker = Walker::new(tree);
         let mut ranges = Ranges {
             complete: true,
             ..Ranges::default()
         };
+        // Looked into in this walk; a leaf leaves it again with its first loss.
+        let mut seen = RoaringTreemap::new();
+        let mut leaf = None;
         loop {
-            let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| match visit {
-                Visit::Entry { index, entry } if lost.is_lost(&entry) => ranges.add(index, 1),
-                Visit::Lost { first, count } => ranges.add(first, count),
-                Visit::Page {
-                    pointer,
-                    level,
-                    index,
-                } if lost.is_lost(&pointer.entry) => {
-                    // It was read from a cache, and will not be again.
-                    let span = tree.shape.capacity(level + 1);
-                    ranges.add(index.saturating_mul(span), span);
+            let mut enter = |pointer: &Pointer, owner: PageOwner| {
+                owner.level > 0 || !whole.contains(place(pointer))
+            };
+            let step = walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut |visit| {
+                match visit {
+                    Visit::Entry { index, entry } if lost.is_lost(&entry) => ranges.add(index, 1),
+                    Visit::Lost { first, count } => ranges.add(first, count),
+                    Visit::Page {
+                        pointer,
+                        level,
+                        index,
+                    } => {
+                        leaf = (level == 0).then(|| place(&pointer));
+                        if !lost.is_lost(&pointer.entry) {
+                            seen.extend(leaf);
+                            return;
+                        }
+                        // It was read from a cache, and will not be again.
+                        let span = tree.shape.capacity(level + 1);
+                        ranges.add(index.saturating_mul(span), span);
+                    }
+                    Visit::Entry { .. } | Visit::Record { .. } => return,
                 }
-                _ => {}
+                if let Some(leaf) = leaf {
+                    seen.remove(leaf);
+                }
             });
             match step {
-                Ok(true) => return ranges,
+                Ok(true) => {
+                    *whole |= seen;
+                    return ranges;
+                }
                 Ok(false) => {}
                 Err(error) => match error.page() {
                     Some(PageOwner { level, index, .. }) => {
@@ -225,8 +256,9 @@ impl Engine {
         let mut by_volume: BTreeMap<String, (u64, Ranges)> = BTreeMap::new();
         {
             let _no_reclaim = self.reclaim.lock();
+            let mut whole = RoaringTreemap::new();
             for (name, chunk_bytes, _, tree) in self.volume_trees() {
-                let ranges = self.lost_ranges(tree, &mut places);
+                let ranges = self.lost_ranges(tree, &mut whole, &mut places);
                 pages += ranges.pages;
                 if !ranges.chunks.is_empty() {
                     by_volume.insert(name, (chunk_bytes, ranges));
@@ -263,8 +295,8 @@ impl Engine {
     fn name_table_pages(&self, places: &mut Places) {
         let roots = self.roots();
         let pages = Pages(&self.reader);
-        for tree in [roots.page.catalogue, roots.page.segments, roots.page.jobs] {
-            let mut walker = Walker::new(tree);
+        for root in roots.all().filter(|root| root.kind == RootKind::Table) {
+            let mut walker = Walker::new(root.tree);
             let mut visit = |visit: Visit<'_>| {
                 if let Visit::Page { pointer, .. } = visit {
                     places.is_lost(&pointer.entry);

@@ -9,6 +9,7 @@ use tessera_raid::ArrayState;
 use super::{
     CheckpointKind,
     engine::{AppendState, Engine},
+    snapshots::Snapshot,
     volume::Volume,
 };
 use crate::{
@@ -23,9 +24,9 @@ use crate::{
 pub const VOLUME_BYTES_MAX: u64 = i64::MAX as u64;
 
 /// Most volumes of a pool.
-const VOLUMES_MAX: usize = 100_000;
+pub(crate) const VOLUMES_MAX: usize = 100_000;
 
-fn invalid(message: impl Into<String>) -> EngineError {
+pub(crate) fn invalid(message: impl Into<String>) -> EngineError {
     EngineError::new(ErrorKind::InvalidArgument, message)
 }
 
@@ -182,26 +183,45 @@ impl Engine {
         Ok(volume.record().info())
     }
 
-    pub(crate) fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
+    /// Deletes a volume; one that has snapshots only with them.
+    pub(crate) fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), EngineError> {
         self.check_writable()?;
+        if snapshots {
+            self.delete_most_snapshots(name)?;
+        }
         let mut state = self.state.lock();
         let mut volumes = self.volumes.write();
-        let volume = volumes.by_name.get(name).cloned().ok_or_else(|| {
-            EngineError::new(ErrorKind::NotFound, format!("There is no volume {name:?}"))
-        })?;
+        let volume = volumes.volume(name)?;
+        let busy = |what: String| {
+            let message = format!("{what} is in use by a client: disconnect it first");
+            Err(EngineError::new(ErrorKind::Busy, message))
+        };
         if volume.users.load(Ordering::Acquire) > 0 {
-            return Err(EngineError::new(
-                ErrorKind::Busy,
-                format!("Volume {name:?} is in use by a client: disconnect it first"),
-            ));
+            return busy(format!("Volume {name:?}"));
         }
-        volume.set_deleted();
-        volumes.remove(volume.id);
-        drop(volumes);
+        if let Some(named) = volumes.snapshots_of.get(&volume.id) {
+            let count = named.len();
+            if !snapshots {
+                let (have, them) = match count {
+                    1 => ("a snapshot", "it"),
+                    _ => ("snapshots", "them"),
+                };
+                let message = format!(
+                    "Volume {name:?} has {have} ({count} in all): delete {them} first, or use \
+                     --snapshots to delete {them} as well"
+                );
+                return Err(EngineError::new(ErrorKind::Busy, message));
+            }
+            let in_use =
+                |snapshot: &&Arc<Snapshot>| snapshot.disk.users.load(Ordering::Acquire) > 0;
+            if let Some(snapshot) = named.values().find(in_use) {
+                return busy(format!("Snapshot \"{name}@{}\"", snapshot.name));
+            }
+        }
         state.sequence += 1;
-        state.overwrites += 1;
         state.pending.volume_deleted(volume.id);
-        state.deleted_volumes.push(volume.id);
+        self.forget_volume(&mut state, &mut volumes, volume.id);
+        drop(volumes);
         drop(state);
         self.commit_now()?;
         self.signals.maintenance.ring();
@@ -250,7 +270,7 @@ impl Engine {
     }
 
     /// Counts of mapped chunks are exact as of the newest checkpoint: take one.
-    fn refresh_counts(&self) {
+    pub(crate) fn refresh_counts(&self) {
         if !self.read_only
             && self.check_usable().is_ok()
             && self.is_dirty()
@@ -266,6 +286,7 @@ impl Engine {
         let failed = self.failure.lock().is_some();
         let counts = self.table.counts();
         let usage = self.usage();
+        let snapshots = self.volumes.read().snapshots.len() as u64;
         let volumes: Vec<VolumeInfo> = self
             .volumes
             .read()
@@ -308,6 +329,8 @@ impl Engine {
             io_engine: self.array.io_engine().to_owned(),
             served: false,
             volumes: volumes.len() as u64,
+            snapshots,
+            snapshot_bytes: usage.snapshot_bytes,
             index_entries: self.index.entries(),
             index_state: match self.index.state() {
                 IndexState::Ready => "ready".to_owned(),

@@ -10,6 +10,7 @@ mod anticipation;
 mod check;
 mod checkpoint;
 mod commit;
+mod diff;
 mod disk;
 mod engine;
 mod jobs;
@@ -23,11 +24,14 @@ mod rebuild;
 mod reclaim;
 mod recovery;
 mod repair;
+mod roots;
 mod scrub;
 mod signals;
 pub mod simulation;
+mod snapshots;
 mod space;
 mod threads;
+mod view;
 mod volume;
 mod write;
 
@@ -54,7 +58,7 @@ use self::{disk::PoolCatalog, engine::Engine, threads::Threads};
 use crate::{
     api::{
         JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolSpec, PoolStatus,
-        SettingsChange, VolumeInfo, VolumeSpec,
+        SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
     },
     disk::DiskCatalog,
     error::{EngineError, ErrorKind},
@@ -310,9 +314,87 @@ impl Pool {
     /// comes back in the background.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, or the pool's failure.
+    /// `NotFound`, `Busy` (also where it has snapshots), or the pool's failure.
     pub fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
-        self.engine.delete_volume(name)
+        self.engine.delete_volume(name, false)
+    }
+
+    /// The same with all its snapshots.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, or the pool's failure.
+    pub fn delete_volume_and_snapshots(&self, name: &str) -> Result<(), EngineError> {
+        self.engine.delete_volume(name, true)
+    }
+
+    /// Takes a snapshot: what the volume holds at this moment, whatever writes
+    /// are under way. Takes as long for a terabyte as for nothing; durable on
+    /// return.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`, `InvalidArgument`, `NoSpace`, or the pool's
+    /// failure.
+    pub fn create_snapshot(&self, volume: &str, name: &str) -> Result<SnapshotInfo, EngineError> {
+        self.engine.create_snapshot(volume, name)
+    }
+
+    /// The snapshots of a volume, or of all, by volume and then by age.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, EngineError> {
+        self.engine.snapshot_infos(volume)
+    }
+
+    /// Deletes a snapshot that no client uses; durable on return. What only it
+    /// held comes back in the background.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, or the pool's failure.
+    pub fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), EngineError> {
+        self.engine.delete_snapshot(volume, name)
+    }
+
+    /// Gives a volume the content and the size of one of its snapshots; durable
+    /// on return. Other snapshots stay, also newer ones. A volume that clients
+    /// use needs `force`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, or the pool's failure.
+    pub fn roll_back(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        force: bool,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.engine.roll_back(volume, snapshot, force)
+    }
+
+    /// What reads differently in `to`, a volume or a `VOLUME@SNAPSHOT`, than in
+    /// `from`. Ranges that were written with the bytes they had may be among
+    /// them. Of a volume that is written to meanwhile, what changes during the
+    /// search may be told or not.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidArgument` where chunks are of different sizes, or a
+    /// damaged page.
+    pub fn snapshot_diff(&self, from: &str, to: &str) -> Result<SnapshotDiff, EngineError> {
+        self.engine.snapshot_diff(from, to)
+    }
+
+    /// Makes a new volume that holds what a snapshot does, and shares its space
+    /// until it is written to; durable on return.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`, `InvalidArgument`, `NoSpace`, or the pool's
+    /// failure.
+    pub fn clone_snapshot(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        new: &str,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.engine.clone_snapshot(volume, snapshot, new)
     }
 
     /// Every member, spare and replacement, without a look at the rest.

@@ -31,11 +31,13 @@ use tessera_raid::{
 
 use super::{
     CheckpointKind,
-    checkpoint::{CheckpointState, GENERATIONS_AHEAD, Roots},
+    checkpoint::{CheckpointState, GENERATIONS_AHEAD},
     commit::CommitState,
     engine::{AppendState, Budget, Engine, Volumes},
     pages::Pages,
     repair::Salvage,
+    roots::Roots,
+    snapshots::Snapshot,
     volume::Volume,
 };
 use crate::{
@@ -46,6 +48,7 @@ use crate::{
     journal::{ChainPoint, Epoch, RecordBuffer, Ring},
     map::{self, PAGE_BYTES},
     root::{EngineRecord, RootPage, StreamEnd},
+    snapshot::SnapshotRecord,
 };
 
 /// Where epochs come from: random in production, a seed in simulation.
@@ -193,12 +196,26 @@ impl Engine {
         };
         let settings = roots.page.settings;
         let roots = Roots {
-            volumes: volumes
-                .by_id
-                .values()
-                .map(|volume| volume.state.read().tree)
-                .collect(),
+            volumes: Arc::new(
+                volumes
+                    .by_id
+                    .values()
+                    .map(|volume| (volume.id, volume.state.read().view.tree))
+                    .collect(),
+            ),
+            snapshots: Arc::new(
+                volumes
+                    .snapshots
+                    .values()
+                    .map(|snapshot| (snapshot.id, snapshot.disk.state.read().view.tree))
+                    .collect(),
+            ),
             ..roots
+        };
+        // The table that a salvaged pool gets has none of them yet.
+        let new_snapshots = match salvage {
+            Some(_) => volumes.snapshots.values().cloned().collect(),
+            None => Vec::new(),
         };
         let geometry = StripeGeometry {
             stripe_bytes: array.stripe_data_bytes(),
@@ -237,6 +254,8 @@ impl Engine {
                 frozen_pages: 0,
                 next_volume_id,
                 deleted_volumes: Vec::new(),
+                new_snapshots,
+                deleted_snapshots: Vec::new(),
                 overwrites: 0,
                 recovered: Vec::new(),
             }),
@@ -399,7 +418,8 @@ pub(crate) fn load_roots(
         return Ok(Roots {
             page,
             pointer: None,
-            volumes: Vec::new(),
+            volumes: Arc::default(),
+            snapshots: Arc::default(),
         });
     };
     let placed = PlacedPage {
@@ -419,7 +439,8 @@ pub(crate) fn load_roots(
     Ok(Roots {
         page,
         pointer: Some(pointer.clone()),
-        volumes: Vec::new(),
+        volumes: Arc::default(),
+        snapshots: Arc::default(),
     })
 }
 
@@ -430,6 +451,7 @@ fn salvaged_roots(salvage: &Salvage, table: &SegmentTable) -> Roots {
     roots.page.catalogue = empty.catalogue;
     roots.page.segments = empty.segments;
     roots.page.jobs = empty.jobs;
+    roots.page.snapshots = empty.snapshots;
     roots.page.overlay = Vec::new();
     for (id, record) in &salvage.segments {
         table.load(*id, *record);
@@ -450,6 +472,9 @@ fn salvaged_volumes(salvage: &Salvage) -> Volumes {
         }
         drop(state);
         volumes.insert(Arc::new(volume));
+    }
+    for record in &salvage.snapshots {
+        volumes.insert_snapshot(Arc::new(Snapshot::new(record)));
     }
     volumes
 }
@@ -507,10 +532,34 @@ pub(crate) fn load_records(
     Ok(records)
 }
 
+/// The snapshots of a root page.
+pub(crate) fn load_snapshots(
+    reader: &ChunkReader,
+    page: &RootPage,
+) -> Result<Vec<SnapshotRecord>, EngineError> {
+    let mut records = Vec::new();
+    map::for_each_record(&page.snapshots, &Pages(reader), |id, bytes| {
+        let record = bytes
+            .try_into()
+            .ok()
+            .and_then(SnapshotRecord::decode)
+            .filter(|record| record.id == id)
+            .ok_or_else(|| {
+                EngineError::damaged(format!("The record of snapshot {id} is malformed"))
+            })?;
+        records.push(record);
+        Ok::<(), EngineError>(())
+    })?;
+    Ok(records)
+}
+
 fn load_volumes(reader: &ChunkReader, page: &RootPage) -> Result<Volumes, EngineError> {
     let mut volumes = Volumes::default();
     for record in load_records(reader, page)? {
         volumes.insert(Arc::new(Volume::new(&record)));
+    }
+    for record in load_snapshots(reader, page)? {
+        volumes.insert_snapshot(Arc::new(Snapshot::new(&record)));
     }
     Ok(volumes)
 }

@@ -107,12 +107,10 @@ impl Engine {
         for (first, count) in ranges {
             let (out, after) = rest.split_at_mut(*count);
             state.active.lookup(*first, out);
-            if let Some(frozen) = &state.frozen {
-                frozen.lookup(*first, out);
-            }
+            state.view.lookup(*first, out);
             rest = after;
         }
-        let tree = state.tree;
+        let tree = state.view.tree;
         drop(state);
         let mut entries: Vec<Entry> = found
             .iter()

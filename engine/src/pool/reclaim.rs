@@ -20,10 +20,15 @@ use std::{collections::BTreeSet, sync::Arc};
 use tessera_dedup::{Generation, segment::SegmentState};
 use tessera_raid::{SegmentId, sabotage::broken};
 
-use super::{CheckpointKind, checkpoint::Roots, engine::Engine, pages::Pages};
+use super::{
+    CheckpointKind,
+    engine::Engine,
+    pages::Pages,
+    roots::{Roots, Visited},
+};
 use crate::{
     error::{EngineError, ErrorKind},
-    map::{Tree, Visit, Walker},
+    map::{PageOwner, Pointer, Tree, Visit, Walker},
 };
 
 /// Pages a walk looks at between two looks at the clock.
@@ -162,8 +167,10 @@ impl Engine {
     ) -> Result<Vec<Candidate>, EngineError> {
         let mut named = BTreeSet::new();
         named.extend(roots.pointer.iter().map(|root| root.entry.segment));
-        for tree in roots.trees() {
-            self.walk(tree, &mut named)?;
+        // Pages that snapshots and clones share are walked once.
+        let mut visited = Visited::default();
+        for root in roots.all() {
+            self.walk(root.tree, &mut visited, &mut named)?;
         }
         // Summaries of segments that are not full lie in the map stream.
         for (id, record) in self.table.live() {
@@ -177,7 +184,12 @@ impl Engine {
             .collect())
     }
 
-    fn walk(&self, tree: Tree, named: &mut BTreeSet<SegmentId>) -> Result<(), EngineError> {
+    fn walk(
+        &self,
+        tree: Tree,
+        visited: &mut Visited,
+        named: &mut BTreeSet<SegmentId>,
+    ) -> Result<(), EngineError> {
         let pages = Pages(&self.reader);
         let mut walker = Walker::new(tree);
         let mut visit = |visit: Visit<'_>| match visit {
@@ -191,7 +203,8 @@ impl Engine {
         };
         loop {
             self.check_usable()?;
-            match walker.step(&pages, PAGES_PER_STEP, &mut visit) {
+            let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
+            match walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut visit) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) => {
@@ -201,14 +214,5 @@ impl Engine {
                 }
             }
         }
-    }
-}
-
-impl Roots {
-    /// Every tree of the checkpoint.
-    pub(crate) fn trees(&self) -> Vec<Tree> {
-        let mut trees = vec![self.page.catalogue, self.page.segments, self.page.jobs];
-        trees.extend_from_slice(&self.volumes);
-        trees
     }
 }

@@ -260,8 +260,36 @@ impl Replay<'_, '_> {
                 }
             }
             Record::VolumeDeleted(id) => {
-                volumes.write().remove(id);
-                self.engine.state.lock().deleted_volumes.push(id);
+                let mut state = self.engine.state.lock();
+                let mut volumes = volumes.write();
+                self.engine.forget_volume(&mut state, &mut volumes, id);
+            }
+            Record::SnapshotTaken(record) => {
+                let mut state = self.engine.state.lock();
+                let mut volumes = volumes.write();
+                let of = volumes.by_id.get(&record.volume).cloned();
+                let of = of.ok_or_else(|| unknown_volume(record.volume))?;
+                self.engine.take(&mut state, &mut volumes, &of, &record);
+            }
+            Record::SnapshotDeleted(id) => {
+                let mut state = self.engine.state.lock();
+                self.engine.forget(&mut state, &mut volumes.write(), id);
+            }
+            Record::RolledBack { volume, snapshot } => {
+                let mut state = self.engine.state.lock();
+                let volumes = volumes.read();
+                let of = volumes.by_id.get(&volume);
+                let of = of.ok_or_else(|| unknown_volume(volume))?;
+                let to = volumes.snapshots.get(&snapshot);
+                let to = to.ok_or_else(|| unknown_snapshot(snapshot))?;
+                self.engine.revert(&mut state, of, to);
+            }
+            Record::Cloned { record, snapshot } => {
+                let mut state = self.engine.state.lock();
+                let mut volumes = volumes.write();
+                let from = volumes.snapshots.get(&snapshot).cloned();
+                let from = from.ok_or_else(|| unknown_snapshot(snapshot))?;
+                self.engine.branch(&mut state, &mut volumes, &record, &from);
             }
             Record::Bytes { .. }
             | Record::Appended(_)
@@ -371,6 +399,12 @@ fn malformed(batch: &Batch) -> EngineError {
     EngineError::damaged(format!(
         "Journal batch {} holds a malformed record",
         batch.header.number
+    ))
+}
+
+fn unknown_snapshot(id: u64) -> EngineError {
+    EngineError::damaged(format!(
+        "The journal names snapshot {id}, which does not exist"
     ))
 }
 

@@ -12,7 +12,7 @@ use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, op
 use crate::{
     api::{
         CheckReport, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolStatus,
-        RepairReport, SettingsChange, VolumeInfo, VolumeSpec,
+        RepairReport, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
     },
     disk::{Disk, DiskCatalog, DiskError},
     error::EngineError,
@@ -302,7 +302,81 @@ impl Simulated {
     /// # Errors
     /// As there.
     pub fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
-        self.engine.delete_volume(name)
+        self.engine.delete_volume(name, false)
+    }
+
+    /// See [`super::Pool::delete_volume_and_snapshots`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_volume_and_snapshots(&self, name: &str) -> Result<(), EngineError> {
+        self.engine.delete_volume(name, true)
+    }
+
+    /// See [`super::Pool::create_snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_snapshot(&self, volume: &str, name: &str) -> Result<SnapshotInfo, EngineError> {
+        self.engine.create_snapshot(volume, name)
+    }
+
+    /// See [`super::Pool::snapshots`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, EngineError> {
+        self.engine.snapshot_infos(volume)
+    }
+
+    /// See [`super::Pool::delete_snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), EngineError> {
+        self.engine.delete_snapshot(volume, name)
+    }
+
+    /// See [`super::Pool::roll_back`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn roll_back(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        force: bool,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.engine.roll_back(volume, snapshot, force)
+    }
+
+    /// See [`super::Pool::snapshot_diff`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn snapshot_diff(&self, from: &str, to: &str) -> Result<SnapshotDiff, EngineError> {
+        self.engine.snapshot_diff(from, to)
+    }
+
+    /// See [`super::Pool::clone_snapshot`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn clone_snapshot(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        new: &str,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.engine.clone_snapshot(volume, snapshot, new)
+    }
+
+    /// The names of all snapshots, as `VOLUME@NAME`, sorted; takes no
+    /// checkpoint for it.
+    pub fn snapshot_names(&self) -> Vec<String> {
+        let mut names = self.engine.volumes.read().snapshot_names();
+        names.sort_unstable();
+        names
     }
 
     /// The names of all volumes, sorted; takes no checkpoint for it.

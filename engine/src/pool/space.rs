@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use tessera_dedup::summary;
 use tessera_raid::{device::BLOCK_BYTES, sabotage::broken};
 
-use super::{CheckpointKind, engine::Engine};
+use super::{CheckpointKind, engine::Engine, snapshots::UNFOLDED_MAX};
 use crate::error::{EngineError, ErrorKind};
 
 /// Pages per change run besides its leaves: one for each inner level.
@@ -157,9 +157,13 @@ impl Engine {
         if broken("R22.reserve") {
             return 0;
         }
-        let volumes = self.volumes.read().by_id.len() as u64;
+        let (volumes, snapshots) = {
+            let volumes = self.volumes.read();
+            let snapshots = volumes.snapshots.len().min(UNFOLDED_MAX);
+            (volumes.by_id.len() as u64, snapshots as u64)
+        };
         let summary_pages = summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
-        let pages = 2 * (table_pages + 2 * volumes + summary_pages + 32);
+        let pages = 2 * (table_pages + 2 * volumes + snapshots + summary_pages + 32);
         4 + (pages * BLOCK_BYTES as u64).div_ceil(self.usable_segment_bytes())
     }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{CheckpointKind, engine::Engine};
+use super::{CheckpointKind, engine::Engine, snapshots::UNFOLDED_MAX};
 use crate::{api::JobKind, jobs::Pace};
 
 /// How often the timer commits, and maintenance looks around.
@@ -204,6 +204,7 @@ impl Engine {
         };
         let due = layers > self.budget.layers as u64
             || journal_is_half_full
+            || 2 * self.unfolded() > UNFOLDED_MAX
             || self.jobs.lock().wants_checkpoint();
         if due || idle && self.is_dirty() {
             self.checkpoint_now(CheckpointKind::Normal)?;

@@ -1,8 +1,8 @@
-//! A volume in memory: its record, its layers and its checkpointed map.
+//! A volume in memory: its record, its active layer and the view under it.
 //!
-//! Readers ask the active layer, the frozen one, and the pages, in that order.
-//! Only a checkpoint replaces the tree; a write only ever touches the active
-//! layer, so it never waits for a page.
+//! Readers ask the active layer, the layers of the view, newest first, and the
+//! pages, in that order. Only a checkpoint replaces pages; a write only ever
+//! touches the active layer, so it never waits for a page.
 
 use std::sync::{
     Arc,
@@ -12,6 +12,7 @@ use std::sync::{
 use parking_lot::RwLock;
 use tessera_dedup::Entry;
 
+use super::view::View;
 use crate::{
     api::{Compression, DedupMode},
     catalogue::VolumeRecord,
@@ -36,14 +37,10 @@ pub(crate) struct VolumeState {
     pub(crate) size_bytes: u64,
     pub(crate) dedup: DedupMode,
     pub(crate) compression: Compression,
-    /// Changes since the last freeze.
+    /// Changes since the last rotation.
     pub(crate) active: Layer,
-    /// Changes that a running checkpoint merges.
-    pub(crate) frozen: Option<Arc<Layer>>,
-    /// The checkpointed map.
-    pub(crate) tree: Tree,
-    /// Stored entries of `tree`.
-    pub(crate) stored_chunks: u64,
+    /// What they lie upon.
+    pub(crate) view: View,
     /// The record changed since the last freeze.
     pub(crate) record_changed: bool,
 }
@@ -59,9 +56,7 @@ impl Volume {
                 dedup: record.dedup,
                 compression: record.compression,
                 active: Layer::new(),
-                frozen: None,
-                tree: record.tree,
-                stored_chunks: record.stored_chunks,
+                view: View::of_pages(record.tree, record.stored_chunks),
                 record_changed: false,
             }),
             deleted: AtomicBool::new(false),
@@ -90,8 +85,8 @@ impl Volume {
             chunk_bytes: self.chunk_bytes,
             dedup: state.dedup,
             compression: state.compression,
-            tree: state.tree,
-            stored_chunks: state.stored_chunks,
+            tree: state.view.tree,
+            stored_chunks: state.view.stored_chunks,
         }
     }
 
@@ -100,10 +95,8 @@ impl Volume {
     pub(crate) fn layered(&self, first: u64, out: &mut [Option<Entry>]) -> Tree {
         let state = self.state.read();
         state.active.lookup(first, out);
-        if let Some(frozen) = &state.frozen {
-            frozen.lookup(first, out);
-        }
-        state.tree
+        state.view.lookup(first, out);
+        state.view.tree
     }
 
     /// The entries of consecutive chunks.
@@ -134,27 +127,48 @@ impl Volume {
     ) -> Result<Vec<Run>, EngineError> {
         let state = self.state.read();
         let mut layers = vec![&state.active];
-        layers.extend(state.frozen.as_deref());
-        Ok(map::runs(&state.tree, &layers, source, first, count, max)?)
+        layers.extend(state.view.newest_first());
+        Ok(map::runs(
+            &state.view.tree,
+            &layers,
+            source,
+            first,
+            count,
+            max,
+        )?)
     }
 }
 
 impl VolumeState {
-    /// Makes the active layer the frozen one.
-    pub(crate) fn freeze(&mut self) {
-        assert!(self.frozen.is_none(), "one checkpoint at a time");
-        self.frozen = Some(Arc::new(std::mem::take(&mut self.active)));
-        self.record_changed = false;
+    /// Makes the active layer part of the view, which then holds everything.
+    pub(crate) fn rotate(&mut self) -> &View {
+        if !self.active.is_empty() {
+            let layer = std::mem::take(&mut self.active);
+            self.view.layers.push(Arc::new(layer));
+        }
+        &self.view
     }
 
-    /// Undoes [`Self::freeze`] after a checkpoint that could not be completed.
+    /// True when the catalogue lacks something of it.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.record_changed || !self.active.is_empty() || !self.view.layers.is_empty()
+    }
+
+    /// After a checkpoint that could not be completed: the newest layers go on
+    /// taking writes, so that one more does not come with each attempt.
     pub(crate) fn thaw(&mut self) {
-        let Some(frozen) = self.frozen.take() else {
-            return;
-        };
-        let mut older = Arc::try_unwrap(frozen).unwrap_or_else(|shared| (*shared).clone());
-        older.absorb(&self.active);
-        self.active = older;
         self.record_changed = true;
+        while let Some(layer) = self.view.layers.pop() {
+            match Arc::try_unwrap(layer) {
+                Ok(mut older) => {
+                    older.absorb(&self.active);
+                    self.active = older;
+                }
+                Err(shared) => {
+                    self.view.layers.push(shared);
+                    return;
+                }
+            }
+        }
     }
 }

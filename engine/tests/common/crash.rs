@@ -9,7 +9,7 @@ use tessera_engine::{
 use super::{
     driver::Run,
     hazards::Mode,
-    model::{State, read_all},
+    model::{State, all_names, read_all},
 };
 
 /// Operations of a recovery are fewer; a cut beyond its end does not happen.
@@ -56,7 +56,7 @@ impl Run {
         if self.mode == Mode::Beyond {
             return self.go_on_with_what_is_left();
         }
-        let found = read_all(self.pool(), &self.pool().names(), "after recovery");
+        let found = read_all(self.pool(), &all_names(self.pool()), "after recovery");
         if let Some(expected) = expected {
             assert!(
                 found == expected,
@@ -74,7 +74,7 @@ impl Run {
             .world
             .open_read_only()
             .unwrap_or_else(|e| panic!("{e}: {e:?}"));
-        let found = read_all(&pool, &pool.names(), "read-only");
+        let found = read_all(&pool, &all_names(&pool), "read-only");
         drop(pool);
         assert_eq!(
             self.world.writes(),
@@ -137,7 +137,7 @@ impl Run {
     fn go_on_with_what_is_left(&mut self) {
         let mut found = State::new();
         let mut unreadable = std::collections::BTreeSet::new();
-        for name in self.pool().names() {
+        for name in all_names(self.pool()) {
             let disk = self.pool().disk(&name).unwrap();
             let mut data = vec![0xa5; usize::try_from(disk.size()).unwrap()];
             for (number, piece) in data.chunks_mut(4096).enumerate() {

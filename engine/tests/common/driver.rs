@@ -17,7 +17,7 @@ use super::{
     world::{Scale, World, losses, volume},
 };
 
-const VOLUMES_MAX: usize = 4;
+pub(super) const VOLUMES_MAX: usize = 4;
 
 pub struct Run {
     pub world: World,
@@ -47,7 +47,8 @@ pub struct Run {
     pub(super) chunks: BTreeMap<String, u64>,
     /// Beyond the redundancy: blocks of volumes that could not be read.
     pub(super) unknown: std::collections::BTreeSet<(String, usize)>,
-    volumes_made: u64,
+    /// Volumes and snapshots: each gets a name of its own.
+    pub(super) volumes_made: u64,
     /// Devices added since the pool was made.
     pub(super) devices_made: u64,
     pub log: Vec<String>,
@@ -235,8 +236,9 @@ impl Run {
             77..80 => self.durably("checkpoint", |pool| pool.checkpoint()),
             80..82 => self.quietly("reclaim", |pool| pool.reclaim().map(|_| ())),
             82..84 => self.quietly("maintain", |pool| pool.maintenance_step(true)),
-            84..89 => self.manage(),
-            89..92 => self.lose_or_find(),
+            84..88 => self.manage(),
+            88..91 => self.snapshots(),
+            91 => self.lose_or_find(),
             92..93 => self.rot(),
             93..94 => self.kill(),
             94..95 => self.close_and_reopen(),
@@ -249,15 +251,39 @@ impl Run {
         }
     }
 
+    pub(super) fn volume_count(&self) -> usize {
+        self.volume_names().count()
+    }
+
+    fn volume_names(&self) -> impl Iterator<Item = &String> {
+        self.model.now.keys().filter(|name| !name.contains('@'))
+    }
+
     pub(super) fn some_volume(&mut self) -> Option<(String, u64)> {
-        let count = self.model.now.len() as u64;
+        let count = self.volume_count() as u64;
         if count == 0 {
             self.create();
             return None;
         }
         let at = self.rng.below(count) as usize;
-        let (name, data) = self.model.now.iter().nth(at).unwrap();
-        Some((name.clone(), data.len() as u64))
+        let name = self.volume_names().nth(at).unwrap().clone();
+        let size = self.model.now[&name].len() as u64;
+        Some((name, size))
+    }
+
+    /// A volume or a snapshot.
+    fn some_readable(&mut self) -> Option<(String, u64)> {
+        let snapshot = match self.rng.chance(3) {
+            true => self.some_snapshot(),
+            false => None,
+        };
+        match snapshot {
+            Some(name) => {
+                let size = self.model.now[&name].len() as u64;
+                Some((name, size))
+            }
+            None => self.some_volume(),
+        }
     }
 
     pub(super) fn contents(&mut self, length: usize) -> Vec<u8> {
@@ -360,7 +386,7 @@ impl Run {
     ) {
         match result {
             // Its odd ends may be skipped where there is little space.
-            Ok(()) if discard && (self.was_full || self.mode != Mode::Plain) => self.resolve(steps),
+            Ok(()) if discard => self.resolve(steps),
             Ok(()) => self.model.begin(steps),
             Err(_) if !self.world.sim.has_power() => {
                 // Where something is unreadable a piece may have failed before
@@ -418,8 +444,16 @@ impl Run {
             let old = &self.model.now[name][offset as usize..][..found.len()];
             if found == expected {
                 self.model.begin(vec![step]);
-            } else {
-                assert!(found == old, "a failed request left something else behind");
+            } else if self.unknown.is_empty() {
+                let differs = |other: &[u8]| found.iter().zip(other).position(|(a, b)| a != b);
+                assert!(
+                    found == old,
+                    "a failed request left something else behind in {name} at {offset}+{}: \
+                     neither what was there (byte {:?}) nor what was to be (byte {:?})",
+                    found.len(),
+                    differs(old),
+                    differs(&expected)
+                );
             }
         }
     }
@@ -456,7 +490,7 @@ impl Run {
     }
 
     fn read(&mut self) {
-        let Some((name, size)) = self.some_volume() else {
+        let Some((name, size)) = self.some_readable() else {
             return;
         };
         let length = 1 + self.rng.below(size.min(70_000));
@@ -505,7 +539,7 @@ impl Run {
     }
 
     fn extents(&mut self) {
-        let Some((name, size)) = self.some_volume() else {
+        let Some((name, size)) = self.some_readable() else {
             return;
         };
         let disk = self.pool().disk(&name).unwrap();
@@ -590,7 +624,12 @@ impl Run {
         self.changed_catalogue("create", result, vec![Step::Create { name, size }]);
     }
 
-    fn changed_catalogue(&mut self, what: &str, result: Result<(), EngineError>, steps: Vec<Step>) {
+    pub(super) fn changed_catalogue(
+        &mut self,
+        what: &str,
+        result: Result<(), EngineError>,
+        steps: Vec<Step>,
+    ) {
         let no_power = !self.world.sim.has_power();
         if self.management(what, result) {
             self.model.begin(steps);
@@ -608,6 +647,12 @@ impl Run {
             Some(Step::Delete { name }) => size(name).is_none(),
             Some(Step::Rename { new, .. }) => size(new).is_some(),
             Some(Step::Resize { name, size: to }) => size(name) == Some(*to),
+            Some(Step::Take { snapshot }) => size(snapshot).is_some(),
+            Some(Step::Forget { snapshot }) => size(snapshot).is_none(),
+            Some(Step::Clone { name, .. }) => size(name).is_some(),
+            // It takes its place in the order before anything can fail for
+            // lack of space.
+            Some(Step::RollBack { .. }) => true,
             other => unreachable!("not a change of the catalogue: {other:?}"),
         }
     }
@@ -616,12 +661,12 @@ impl Run {
         let Some((name, size)) = self.some_volume() else {
             return;
         };
-        let count = self.model.now.len();
+        let count = self.volume_count();
         match self.rng.below(8) {
             0..3 if count < VOLUMES_MAX => self.create(),
             3 if count > 1 => {
                 self.note(format!("delete {name}"));
-                let result = self.pool().delete_volume(&name);
+                let result = self.pool().delete_volume_and_snapshots(&name);
                 self.changed_catalogue("delete", result, vec![Step::Delete { name }]);
             }
             // What cannot be read is remembered by name.

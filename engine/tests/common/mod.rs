@@ -1,7 +1,7 @@
 //! Simulated pools of tiny sizes, and a model of what they must hold.
 //!
 //! [`world`] makes devices, [`model`] knows what volumes may contain after a
-//! crash, [`driver`] does the same things to both, [`hazards`] is what goes
+//! crash, [`driver`] and [`snapshots`] do the same things to both, [`hazards`] is what goes
 //! wrong with devices meanwhile, and [`crash`] opens again and compares.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
@@ -13,6 +13,7 @@ pub mod hazards;
 pub mod interpose;
 pub mod model;
 pub mod pools;
+pub mod snapshots;
 pub mod upkeep;
 pub mod watch;
 pub mod world;

@@ -40,9 +40,23 @@ pub enum Step {
         offset: u64,
         length: u64,
     },
+    /// `snapshot` is a full name, here and below.
+    Take {
+        snapshot: String,
+    },
+    Forget {
+        snapshot: String,
+    },
+    RollBack {
+        snapshot: String,
+    },
+    Clone {
+        snapshot: String,
+        name: String,
+    },
 }
 
-/// The contents of every volume.
+/// The contents of every volume, and of every snapshot under its full name.
 pub type State = BTreeMap<String, Vec<u8>>;
 
 #[derive(Debug, Clone, Default)]
@@ -59,6 +73,18 @@ pub struct Model {
     pub older_steps: Vec<Step>,
 }
 
+/// A volume's name, or that of the volume of a snapshot.
+pub fn volume_of(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(volume, _)| volume)
+}
+
+/// Every volume and every snapshot of a pool.
+pub fn all_names(pool: &Simulated) -> Vec<String> {
+    let mut names = pool.names();
+    names.extend(pool.snapshot_names());
+    names
+}
+
 pub fn apply(state: &mut State, step: &Step) {
     let size = |bytes: u64| usize::try_from(bytes).unwrap();
     match step {
@@ -67,10 +93,30 @@ pub fn apply(state: &mut State, step: &Step) {
         }
         Step::Delete { name } => {
             state.remove(name).unwrap();
+            state.retain(|other, _| volume_of(other) != name);
         }
         Step::Rename { old, new } => {
-            let contents = state.remove(old).unwrap();
-            assert!(state.insert(new.clone(), contents).is_none());
+            let all: Vec<String> = state.keys().cloned().collect();
+            for name in all.iter().filter(|name| volume_of(name) == old) {
+                let contents = state.remove(name).unwrap();
+                let renamed = format!("{new}{}", &name[old.len()..]);
+                assert!(state.insert(renamed, contents).is_none());
+            }
+        }
+        Step::Take { snapshot } => {
+            let contents = state[volume_of(snapshot)].clone();
+            assert!(state.insert(snapshot.clone(), contents).is_none());
+        }
+        Step::Forget { snapshot } => {
+            state.remove(snapshot).unwrap();
+        }
+        Step::RollBack { snapshot } => {
+            let contents = state[snapshot].clone();
+            state.insert(volume_of(snapshot).to_owned(), contents);
+        }
+        Step::Clone { snapshot, name } => {
+            let contents = state[snapshot].clone();
+            assert!(state.insert(name.clone(), contents).is_none());
         }
         Step::Resize { name, size: bytes } => {
             state.get_mut(name).unwrap().resize(size(*bytes), 0);
@@ -259,7 +305,7 @@ fn differences(expected: &State, found: &State) -> String {
     format!("{} chunks differ: {shown:?}", wrong.len())
 }
 
-/// Reads every volume in full. A read that fails is a broken promise.
+/// Reads volumes and snapshots in full. A read that fails is a broken promise.
 pub fn read_all(pool: &Simulated, names: &[String], context: &str) -> State {
     let mut state = State::new();
     for name in names {

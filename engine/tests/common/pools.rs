@@ -7,7 +7,7 @@ use tessera_engine::{
 };
 
 use super::{
-    model::{State, read_all},
+    model::{State, all_names, read_all},
     noise,
     world::{World, volume},
 };
@@ -56,7 +56,7 @@ pub fn filled(pool: &Simulated, name: &str, bytes: u64) -> State {
 
 pub fn assert_holds(pool: &Simulated, state: &State, context: &str) {
     assert!(
-        read_all(pool, &pool.names(), context) == *state,
+        read_all(pool, &all_names(pool), context) == *state,
         "{context}: other data is read back"
     );
 }

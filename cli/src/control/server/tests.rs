@@ -59,6 +59,8 @@ impl Management for MapPool {
                 io_engine: "simulated".into(),
                 served: true,
                 volumes: 0,
+                snapshots: 0,
+                snapshot_bytes: 0,
                 index_entries: 0,
                 index_state: "ready".into(),
                 segments: SegmentCounts::default(),

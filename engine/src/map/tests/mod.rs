@@ -1,6 +1,7 @@
 //! Map trees against naive models.
 
 mod damage;
+mod diff;
 mod layers;
 mod model;
 mod records;

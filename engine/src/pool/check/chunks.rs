@@ -16,9 +16,9 @@ use super::{
     Check,
     segments::{PAGES_PER_STEP, Segments},
     source::{self, CheckedPages, Found, Range},
-    trees::{Volumes, shape_of},
+    trees::{Seen, Volumes, shape_of},
 };
-use crate::map::{Visit, Walker};
+use crate::map::{PageOwner, Pointer, Visit, Walker};
 
 /// Chunks that are sorted together: 40 bytes each.
 const CHUNKS_PER_WINDOW: usize = 2 << 20;
@@ -94,11 +94,13 @@ impl Check<'_> {
         wanted: &mut Vec<Wanted>,
     ) {
         let pages = CheckedPages::new(self.source, Some(segments));
-        for volume in volumes.iter() {
+        let mut visited = Seen::default();
+        for volume in volumes.and_snapshots() {
             let mut walker = Walker::new(volume.tree);
             let mut compact_at = 2 * CHUNKS_PER_WINDOW;
             loop {
-                let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| {
+                let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
+                let step = walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut |visit| {
                     if let Visit::Entry { index, entry } = visit
                         && inside(&entry)
                         && shape_of(&entry, volume.chunk_bytes).is_ok()
@@ -183,7 +185,7 @@ impl Check<'_> {
         } = one;
         self.findings.report.chunks_checked += 1;
         self.findings.report.bytes_checked += u64::from(entry.stored);
-        let Some(volume) = volumes.get(*volume) else {
+        let Some(volume) = volumes.either(*volume) else {
             return;
         };
         let record = record.filter(|record| record.entry == *entry);

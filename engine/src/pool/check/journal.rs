@@ -96,6 +96,24 @@ impl Check<'_> {
                 match item {
                     Record::VolumePut(record) => volumes.put(*record),
                     Record::VolumeDeleted(id) => volumes.remove(id),
+                    Record::SnapshotTaken(record) if volumes.get(record.volume).is_some() => {
+                        volumes.put_snapshot(&record);
+                    }
+                    Record::SnapshotTaken(record) => {
+                        self.problem(unknown_volume(number, record.volume));
+                    }
+                    Record::SnapshotDeleted(id) => volumes.remove_snapshot(id),
+                    Record::Cloned { record, snapshot } if volumes.has_snapshot(snapshot) => {
+                        volumes.put_clone(*record, snapshot);
+                    }
+                    Record::RolledBack { volume, snapshot }
+                        if volumes.get(volume).is_some() && volumes.has_snapshot(snapshot) => {}
+                    Record::Cloned { snapshot, .. } | Record::RolledBack { snapshot, .. } => {
+                        self.problem(format!(
+                            "Journal batch {number} names snapshot {snapshot}, which does not \
+                             exist, or its volume"
+                        ));
+                    }
                     Record::Fill { volume, .. } if volumes.get(volume).is_none() => {
                         self.problem(unknown_volume(number, volume));
                     }

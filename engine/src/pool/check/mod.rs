@@ -16,6 +16,8 @@
 //! * After an unclean stop the pages are those of the last checkpoint, and the
 //!   journal's records are checked as recovery would use them: every location
 //!   they name is closed and synced or has its bytes in the journal (R14).
+//! * A page that volumes and snapshots share is walked once: what is wrong with
+//!   it is told of the first that has it.
 //! * When the power fails while a clean stop writes its superblocks, a copy of
 //!   them may be torn under the word "clean". That is told as damage: nothing
 //!   tells it from rot, and the next opening mends it.
@@ -38,7 +40,7 @@ use tessera_raid::{Array, MemberIndex, MemberState};
 use self::{
     segments::Segments,
     source::{Found, Range, Source},
-    trees::Volumes,
+    trees::{Seen, Volumes},
 };
 use super::{IoChoice, Pool, open_array};
 use crate::{
@@ -195,11 +197,13 @@ impl<'a> Check<'a> {
         if let Some((pointer, page)) = &root {
             self.segment_table(record, pointer, page, &mut segments);
             volumes = self.catalogue(page, &mut segments);
+            self.snapshot_table(page, &mut segments, &mut volumes);
             self.job_table(page, &mut segments);
         }
         let journalled = self.journal_records(record, batches, &mut segments, &mut volumes);
-        for volume in volumes.iter() {
-            self.volume(volume, &mut segments);
+        let mut visited = Seen::default();
+        for volume in volumes.and_snapshots() {
+            self.volume(volume, &mut segments, &mut visited);
         }
         self.summaries(&mut segments);
         if data {

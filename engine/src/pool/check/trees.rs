@@ -1,6 +1,6 @@
 //! Walking the catalogue and the maps of volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use tessera_dedup::{ENTRY_BYTES, Entry, EntryKind, PACK_BLOCK, segment::Stream};
 
@@ -13,19 +13,86 @@ use super::{
 use crate::{
     catalogue::VolumeRecord,
     jobs::JobRecord,
-    map::{PAGE_BYTES, PageOwner, StoreErrorKind, Tree, Visit, Walker},
+    map::{PAGE_BYTES, PageOwner, Pointer, StoreErrorKind, Tree, Visit, Walker},
+    pool::roots::place,
     root::RootPage,
+    snapshot::SnapshotRecord,
 };
 
-/// Volumes by id.
+/// Volumes by id, and snapshots as if they were volumes.
 #[derive(Debug, Default)]
 pub(super) struct Volumes {
     by_id: BTreeMap<u64, VolumeRecord>,
+    /// With the id of their volume.
+    snapshots: BTreeMap<u64, (u64, VolumeRecord)>,
 }
 
 impl Volumes {
-    pub(super) fn iter(&self) -> impl Iterator<Item = &VolumeRecord> {
+    fn iter(&self) -> impl Iterator<Item = &VolumeRecord> {
         self.by_id.values()
+    }
+
+    /// Volumes, then snapshots.
+    pub(super) fn and_snapshots(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.iter()
+            .chain(self.snapshots.values().map(|(_, record)| record))
+    }
+
+    /// What a volume or a snapshot is, for a sentence.
+    pub(super) fn either(&self, id: u64) -> Option<&VolumeRecord> {
+        let snapshot = || self.snapshots.get(&id).map(|(_, record)| record);
+        self.by_id.get(&id).or_else(snapshot)
+    }
+
+    /// A journalled clone: its map is that of the snapshot.
+    pub(super) fn put_clone(&mut self, record: VolumeRecord, snapshot: u64) {
+        let known = self.snapshots.get(&snapshot).map(|(_, of)| of.clone());
+        let (id, shape) = (record.id, record.tree.shape);
+        let tree = known.as_ref().map_or(Tree::empty(id, shape), |of| of.tree);
+        let record = VolumeRecord {
+            tree: Tree { id, ..tree },
+            stored_chunks: known.map_or(0, |of| of.stored_chunks),
+            ..record
+        };
+        self.by_id.insert(id, record);
+    }
+
+    /// A journalled snapshot: what it holds is the volume's at the checkpoint,
+    /// and what the journal has said since, which is checked by itself.
+    pub(super) fn put_snapshot(&mut self, record: &SnapshotRecord) {
+        let known = self.by_id.get(&record.volume);
+        let tree = known.map_or(record.tree, |of| of.tree);
+        let stored_chunks = known.map_or(0, |of| of.stored_chunks);
+        let record = SnapshotRecord {
+            tree,
+            stored_chunks,
+            ..record.clone()
+        };
+        self.insert_snapshot(&record);
+    }
+
+    fn insert_snapshot(&mut self, record: &SnapshotRecord) {
+        let of = self.by_id.get(&record.volume);
+        let of = of.map_or_else(|| record.volume.to_string(), |of| of.name.clone());
+        let as_volume = VolumeRecord {
+            id: record.id,
+            name: format!("{of}@{}", record.name),
+            size_bytes: record.size_bytes,
+            chunk_bytes: record.chunk_bytes,
+            dedup: record.dedup,
+            compression: record.compression,
+            tree: record.tree,
+            stored_chunks: record.stored_chunks,
+        };
+        self.snapshots.insert(record.id, (record.volume, as_volume));
+    }
+
+    pub(super) fn has_snapshot(&self, id: u64) -> bool {
+        self.snapshots.contains_key(&id)
+    }
+
+    pub(super) fn remove_snapshot(&mut self, id: u64) {
+        self.snapshots.remove(&id);
     }
 
     pub(super) fn get(&self, id: u64) -> Option<&VolumeRecord> {
@@ -48,8 +115,22 @@ impl Volumes {
         );
     }
 
+    /// A volume, and all its snapshots.
     pub(super) fn remove(&mut self, id: u64) {
         self.by_id.remove(&id);
+        self.snapshots.retain(|_, (volume, _)| *volume != id);
+    }
+}
+
+/// Pages that were walked under one root or another. Of a damaged pool nothing
+/// is taken for granted: two pointers to one place with different checksums are
+/// two pages.
+#[derive(Debug, Default)]
+pub(super) struct Seen(HashSet<(u64, u32)>);
+
+impl Seen {
+    pub(super) fn enter(&mut self, pointer: &Pointer) -> bool {
+        self.0.insert((place(pointer), pointer.entry.checksum))
     }
 }
 
@@ -116,6 +197,54 @@ impl Check<'_> {
         volumes
     }
 
+    /// Reads the snapshot table.
+    pub(super) fn snapshot_table(
+        &mut self,
+        page: &RootPage,
+        segments: &mut Segments,
+        volumes: &mut Volumes,
+    ) {
+        let mut bad = Vec::new();
+        let mut records = Vec::new();
+        self.walk(
+            page.snapshots,
+            "snapshots",
+            (0, 0),
+            segments,
+            &mut |visit, _| {
+                let Visit::Record { index, bytes } = visit else {
+                    return;
+                };
+                let decoded = bytes.try_into().ok().and_then(SnapshotRecord::decode);
+                let sound =
+                    |record: &SnapshotRecord| record.id == index && index < page.next_volume_id;
+                match decoded.filter(sound) {
+                    Some(record) => records.push(record),
+                    None => bad.push(format!("The record of snapshot {index} is malformed")),
+                }
+            },
+        );
+        let mut names: BTreeMap<(u64, &str), u64> = BTreeMap::new();
+        for record in &records {
+            if volumes.get(record.volume).is_none() {
+                bad.push(format!(
+                    "Snapshot {:?} is of volume {}, which does not exist",
+                    record.name, record.volume
+                ));
+            }
+            if let Some(other) = names.insert((record.volume, &record.name), record.id) {
+                bad.push(format!(
+                    "Snapshots {other} and {} have one name, {:?}",
+                    record.id, record.name
+                ));
+            }
+            volumes.insert_snapshot(record);
+        }
+        for problem in bad {
+            self.problem(problem);
+        }
+    }
+
     /// Reads the job table.
     pub(super) fn job_table(&mut self, page: &RootPage, segments: &mut Segments) {
         let mut bad = Vec::new();
@@ -131,19 +260,31 @@ impl Check<'_> {
         }
     }
 
-    /// Walks a volume's map and checks every pointer in it.
-    pub(super) fn volume(&mut self, volume: &VolumeRecord, segments: &mut Segments) {
+    /// Walks the map of a volume or a snapshot and checks every pointer in it,
+    /// but for pages that were `visited` under another one.
+    pub(super) fn volume(
+        &mut self,
+        volume: &VolumeRecord,
+        segments: &mut Segments,
+        visited: &mut Seen,
+    ) {
         let label = format!("volume {}", volume.name);
         let chunks = volume.size_bytes.div_ceil(u64::from(volume.chunk_bytes));
         let (mut stored, mut beyond) = (0, 0);
         let mut wrong = Vec::new();
         let mut lost: Vec<(u64, u64)> = Vec::new();
         let total = volume.stored_chunks;
-        let whole = self.walk(
+        let mut shares = false;
+        let whole = self.walk_if(
             volume.tree,
             &label,
             (0, total),
             segments,
+            &mut |pointer, _| {
+                let first = visited.enter(pointer);
+                shares |= !first;
+                first
+            },
             &mut |visit, segments| {
                 if let Visit::Lost { first, count } = visit {
                     match lost.last_mut() {
@@ -186,7 +327,7 @@ impl Check<'_> {
                 volume.name
             ));
         }
-        if whole && stored != volume.stored_chunks {
+        if whole && !shares && stored != volume.stored_chunks {
             self.note(format!(
                 "Volume {} counts {} chunks, its map has {stored}",
                 volume.name, volume.stored_chunks
@@ -200,8 +341,21 @@ impl Check<'_> {
         &mut self,
         tree: Tree,
         label: &str,
+        done_of: (u64, u64),
+        segments: &mut Segments,
+        visit: &mut dyn FnMut(Visit<'_>, &mut Segments),
+    ) -> bool {
+        self.walk_if(tree, label, done_of, segments, &mut |_, _| true, visit)
+    }
+
+    /// The same without the pages that `enter` refuses.
+    fn walk_if(
+        &mut self,
+        tree: Tree,
+        label: &str,
         (from, total): (u64, u64),
         segments: &mut Segments,
+        enter: &mut dyn FnMut(&Pointer, PageOwner) -> bool,
         visit: &mut dyn FnMut(Visit<'_>, &mut Segments),
     ) -> bool {
         let mut walker = Walker::new(tree);
@@ -210,8 +364,8 @@ impl Check<'_> {
         loop {
             let pages = CheckedPages::new(self.source, Some(segments));
             // Visits change `segments`, which the page source is reading.
-            let mut found: Vec<Seen> = Vec::new();
-            let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| {
+            let mut found: Vec<Copied> = Vec::new();
+            let step = walker.step_if(&pages, PAGES_PER_STEP, enter, &mut |visit| {
                 found.push(visit.into())
             });
             for mended in pages.take_mended() {
@@ -219,7 +373,7 @@ impl Check<'_> {
             }
             for seen in found {
                 match seen {
-                    Seen::Page(segment, entry) => {
+                    Copied::Page(segment, entry) => {
                         self.findings.report.pages_checked += 1;
                         self.findings.report.pointers_checked += 1;
                         segments.name(segment);
@@ -227,15 +381,15 @@ impl Check<'_> {
                             self.problem(format!("A page pointer of {label} {why}"));
                         }
                     }
-                    Seen::Entry(index, entry) => {
+                    Copied::Entry(index, entry) => {
                         done += 1;
                         visit(Visit::Entry { index, entry }, segments);
                     }
-                    Seen::Lost(first, count) => {
+                    Copied::Lost(first, count) => {
                         whole = false;
                         visit(Visit::Lost { first, count }, segments);
                     }
-                    Seen::Record(index, bytes) => {
+                    Copied::Record(index, bytes) => {
                         done += 1;
                         visit(
                             Visit::Record {
@@ -287,14 +441,14 @@ fn data_stream_is_not(segments: &Segments, entry: &Entry) -> Result<(), String> 
 }
 
 /// A visit that has been copied out of its page.
-enum Seen {
+enum Copied {
     Page(tessera_raid::SegmentId, Entry),
     Entry(u64, Entry),
     Lost(u64, u64),
     Record(u64, Vec<u8>),
 }
 
-impl From<Visit<'_>> for Seen {
+impl From<Visit<'_>> for Copied {
     fn from(visit: Visit<'_>) -> Self {
         match visit {
             Visit::Page { pointer, .. } => Self::Page(pointer.entry.segment, pointer.entry),
@@ -306,4 +460,4 @@ impl From<Visit<'_>> for Seen {
 }
 
 /// What a step keeps in memory at most: a few MiB.
-const _: () = assert!(PAGES_PER_STEP * (PAGE_BYTES / ENTRY_BYTES) * size_of::<Seen>() <= 4 << 20);
+const _: () = assert!(PAGES_PER_STEP * (PAGE_BYTES / ENTRY_BYTES) * size_of::<Copied>() <= 4 << 20);

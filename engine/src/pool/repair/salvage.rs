@@ -14,16 +14,18 @@ use tessera_raid::{Array, SegmentId};
 use super::scan::{RootFound, Scanned, scan};
 use crate::{
     api::{Compression, DedupMode, RepairReport},
-    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, VolumeRecord},
+    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, SNAPSHOT_TREE, VolumeRecord},
     error::EngineError,
     map::{PAGE_BYTES, PageSource, Pointer, Tree, TreeShape, Visit, Walker},
     pool::{
         CheckObserver, EngineOptions,
-        checkpoint::{GENERATIONS_AHEAD, Roots},
-        open::{chain_start, load_records, load_roots},
+        checkpoint::GENERATIONS_AHEAD,
+        open::{chain_start, load_records, load_roots, load_snapshots},
         pages::Pages,
+        roots::Roots,
     },
     root::{EngineRecord, RootPage, RootPointer},
+    snapshot::SnapshotRecord,
 };
 
 const PAGES_PER_STEP: usize = 256;
@@ -38,6 +40,8 @@ pub(crate) struct Salvage {
     /// Every segment that is to be in the table.
     pub(crate) segments: Vec<(SegmentId, SegmentRecord)>,
     pub(crate) volumes: Vec<VolumeRecord>,
+    /// Those of volumes that are there.
+    pub(crate) snapshots: Vec<SnapshotRecord>,
     /// Entries found in leaves, of volumes that have no map any more.
     pub(crate) leaves: HashMap<u64, BTreeMap<u64, Vec<Entry>>>,
 }
@@ -90,7 +94,11 @@ pub(super) fn find_way(
     if let Some(record) = &record {
         let plain = Reader::new(array);
         let loaded = load_roots(array, &plain.reader, &plain.table, record);
-        if loaded.is_ok_and(|roots| load_records(&plain.reader, &roots.page).is_ok()) {
+        let tables = |roots: Roots| {
+            load_records(&plain.reader, &roots.page).is_ok()
+                && load_snapshots(&plain.reader, &roots.page).is_ok()
+        };
+        if loaded.is_ok_and(tables) {
             return Ok(Way::AsItIs);
         }
     }
@@ -241,38 +249,35 @@ impl Finder<'_> {
         for (id, record) in &segments {
             reader.table.load(*id, *record);
         }
-        let mut volumes: BTreeMap<u64, VolumeRecord> = BTreeMap::new();
-        let pages = Pages(&reader.reader);
-        let mut walker = Walker::new(page.catalogue);
-        let mut whole = true;
-        loop {
-            let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| {
-                if let Visit::Record { index, bytes } = visit
-                    && let Some(record) = bytes.try_into().ok().and_then(VolumeRecord::decode)
-                {
-                    volumes.insert(index, record);
-                }
-            });
-            match step {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(_) => whole = false,
-            }
-        }
+        let (mut volumes, whole) = table(&reader, page.catalogue, VolumeRecord::decode);
         if !whole {
             for (id, record) in self.catalogue_leaves(&reader) {
                 volumes.entry(id).or_insert(record);
             }
         }
+        let (mut snapshots, whole) = table(&reader, page.snapshots, SnapshotRecord::decode);
+        if !whole {
+            for record in self.table_leaves(&reader, SNAPSHOT_TREE, SnapshotRecord::decode) {
+                snapshots.entry(record.id).or_insert(record);
+            }
+        }
+        snapshots.retain(|_, snapshot| volumes.contains_key(&snapshot.volume));
+        let trees = volumes.values().map(|volume| (volume.id, volume.tree));
+        let volume_trees = Arc::new(trees.collect());
+        let trees = snapshots
+            .values()
+            .map(|snapshot| (snapshot.id, snapshot.tree));
         Salvage {
             record,
             roots: Roots {
-                volumes: volumes.values().map(|volume| volume.tree).collect(),
+                volumes: volume_trees,
+                snapshots: Arc::new(trees.collect()),
                 page,
                 pointer: Some(pointer),
             },
             segments,
             volumes: volumes.into_values().collect(),
+            snapshots: snapshots.into_values().collect(),
             leaves: HashMap::new(),
         }
     }
@@ -312,13 +317,12 @@ impl Finder<'_> {
         let reader = Reader::new(self.array);
         let roots = load_roots(self.array, &reader.reader, &reader.table, &record).ok()?;
         let volumes = load_records(&reader.reader, &roots.page).ok()?;
+        let snapshots = load_snapshots(&reader.reader, &roots.page).ok()?;
         let pages = Pages(&reader.reader);
-        let whole = volumes.iter().all(|volume| {
-            !volume.tree.root.is_page()
-                || pages
-                    .read(&[volume.tree.root])
-                    .pop()
-                    .is_some_and(|page| page.is_ok())
+        let of_snapshots = snapshots.iter().map(|snapshot| snapshot.tree.root);
+        let mut maps = volumes.iter().map(|of| of.tree.root).chain(of_snapshots);
+        let whole = maps.all(|root| {
+            !root.is_page() || pages.read(&[root]).pop().is_some_and(|page| page.is_ok())
         });
         if !whole {
             return None;
@@ -392,7 +396,12 @@ impl Finder<'_> {
             .collect();
         let mut page = RootPage::empty(self.array.uuid());
         let newest = leaves.keys().max().copied().unwrap_or(FIRST_VOLUME_ID);
-        page.next_volume_id = newest.max(names.keys().max().copied().unwrap_or(0)) + 1;
+        // Snapshots are not made anew from leaves, which are their volumes', but
+        // no id is given twice.
+        let snapshots = self.table_leaves(&reader, SNAPSHOT_TREE, SnapshotRecord::decode);
+        let ids = snapshots.iter().map(|snapshot| snapshot.id);
+        let known = names.keys().copied().chain(ids).max().unwrap_or(0);
+        page.next_volume_id = newest.max(known) + 1;
         page.checkpoint = self.record.map_or(0, |record| record.checkpoint);
         let record = EngineRecord {
             checkpoint: page.checkpoint,
@@ -407,28 +416,37 @@ impl Finder<'_> {
             roots: Roots {
                 page,
                 pointer: None,
-                volumes: Vec::new(),
+                volumes: Arc::default(),
+                snapshots: Arc::default(),
             },
             segments,
             volumes,
+            snapshots: Vec::new(),
             leaves,
         })
     }
 
     /// Volume records in the newest pages of the catalogue.
     fn catalogue_leaves(&self, reader: &Reader) -> BTreeMap<u64, VolumeRecord> {
-        let mut volumes = BTreeMap::new();
-        for record in self.newest_pages(|record| record.owner.tree == CATALOGUE_TREE) {
+        let records = self.table_leaves(reader, CATALOGUE_TREE, VolumeRecord::decode);
+        records.into_iter().map(|of| (of.id, of)).collect()
+    }
+
+    /// Records in the newest leaves of a table.
+    fn table_leaves<R>(
+        &self,
+        reader: &Reader,
+        tree: u64,
+        decode: fn(&[u8; 256]) -> Option<R>,
+    ) -> Vec<R> {
+        let mut records = Vec::new();
+        for record in self.newest_pages(|record| record.owner.tree == tree) {
             let Some(page) = read_page(reader, &record) else {
                 continue;
             };
-            for bytes in page.as_chunks().0 {
-                if let Some(volume) = VolumeRecord::decode(bytes) {
-                    volumes.insert(volume.id, volume);
-                }
-            }
+            records.extend(page.as_chunks().0.iter().filter_map(decode));
         }
-        volumes
+        records
     }
 
     /// The newest page for each leaf of some trees.
@@ -453,6 +471,32 @@ impl Finder<'_> {
             }
         }
         newest.into_values().map(|(_, record)| record).collect()
+    }
+}
+
+/// The records of a table as far as it can be read, and whether that is all.
+fn table<R>(
+    reader: &Reader,
+    tree: Tree,
+    decode: fn(&[u8; 256]) -> Option<R>,
+) -> (BTreeMap<u64, R>, bool) {
+    let mut records = BTreeMap::new();
+    let pages = Pages(&reader.reader);
+    let mut walker = Walker::new(tree);
+    let mut whole = true;
+    loop {
+        let step = walker.step(&pages, PAGES_PER_STEP, &mut |visit| {
+            if let Visit::Record { index, bytes } = visit
+                && let Some(record) = bytes.try_into().ok().and_then(decode)
+            {
+                records.insert(index, record);
+            }
+        });
+        match step {
+            Ok(true) => return (records, whole),
+            Ok(false) => {}
+            Err(_) => whole = false,
+        }
     }
 }
 

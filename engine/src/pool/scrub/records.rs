@@ -11,8 +11,8 @@ use tessera_raid::SegmentId;
 
 use crate::{
     error::EngineError,
-    map::{Visit, Walker},
-    pool::{CheckpointKind, engine::Engine, pages::Pages},
+    map::{PageOwner, Pointer, Visit, Walker},
+    pool::{CheckpointKind, engine::Engine, pages::Pages, roots::Visited},
 };
 
 /// Pages that a walk reads between two looks at whether the pool goes on.
@@ -79,8 +79,10 @@ impl Engine {
             found.note(root.entry);
         }
         let pages = Pages(&self.reader);
-        for tree in roots.trees() {
-            let mut walker = Walker::new(tree);
+        let mut visited = Visited::default();
+        for root in roots.all() {
+            let mut walker = Walker::new(root.tree);
+            let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
             let mut visit = |visit: Visit<'_>| match visit {
                 Visit::Page { pointer, .. } => found.note(pointer.entry),
                 Visit::Entry { entry, .. } => found.note(entry),
@@ -88,7 +90,7 @@ impl Engine {
             };
             loop {
                 self.check_usable()?;
-                match walker.step(&pages, PAGES_PER_STEP, &mut visit) {
+                match walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut visit) {
                     Ok(true) => break,
                     Ok(false) => {}
                     // Named as a loss when its own segment's turn comes.
