@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tessera_engine::{
-    api::{JobInfo, PoolSettings, PoolStatus, SettingsChange, VolumeInfo, VolumeSpec},
+    api::{JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, VolumeInfo, VolumeSpec},
     pool::{IoChoice, Pool, PoolOptions},
 };
 
@@ -115,12 +115,12 @@ pub(crate) trait Management: Send + Sync {
     /// Pauses, resumes or cancels a job.
     fn control_job(&self, id: u64, control: JobControl) -> Result<JobInfo, Failure>;
 
-    /// Begins a scrub.
-    fn start_scrub(&self) -> Result<JobInfo, Failure>;
-    /// The newest scrub; idle when there was none.
-    fn scrub(&self) -> Result<JobInfo, Failure>;
-    /// Cancels the scrub that runs.
-    fn cancel_scrub(&self) -> Result<JobInfo, Failure>;
+    /// Begins a job of which there is one at a time.
+    fn start_job(&self, kind: JobKind) -> Result<JobInfo, Failure>;
+    /// The newest job of a kind; idle when there was none.
+    fn newest_job(&self, kind: JobKind) -> Result<JobInfo, Failure>;
+    /// Cancels the job of a kind that runs.
+    fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure>;
 
     /// What can be set while the pool is in use.
     fn settings(&self) -> Result<PoolSettings, Failure>;
@@ -289,16 +289,16 @@ impl Management for LocalPool {
         })
     }
 
-    fn start_scrub(&self) -> Result<JobInfo, Failure> {
-        Ok(self.pool.scrub_start()?)
+    fn start_job(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        Ok(self.pool.start_job(kind)?)
     }
 
-    fn scrub(&self) -> Result<JobInfo, Failure> {
-        Ok(self.pool.scrub_status())
+    fn newest_job(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        Ok(self.pool.newest_job(kind))
     }
 
-    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
-        Ok(self.pool.scrub_cancel()?)
+    fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        Ok(self.pool.cancel_newest(kind)?)
     }
 
     fn settings(&self) -> Result<PoolSettings, Failure> {

@@ -110,6 +110,9 @@ pub(crate) enum Command {
     /// Verify and mend a pool in use
     #[command(subcommand)]
     Scrub(ScrubCommand),
+    /// Give back the space of what nothing uses any more
+    #[command(subcommand)]
+    Gc(GcCommand),
     /// Follow and steer what a pool does in the background
     #[command(subcommand)]
     Job(JobCommand),
@@ -155,6 +158,13 @@ pub(crate) enum ScrubCommand {
     Start(commands::scrub_start::Start),
     Status(commands::scrub_status::Status),
     Cancel(commands::scrub_cancel::Cancel),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GcCommand {
+    Start(commands::gc_start::Start),
+    Status(commands::gc_status::Status),
+    Cancel(commands::gc_cancel::Cancel),
 }
 
 #[derive(Debug, Subcommand)]

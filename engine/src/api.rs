@@ -312,6 +312,13 @@ pub enum JobKind {
     Rebuild,
     /// Verifies every copy of everything, and mends it.
     Scrub,
+    /// Frees what nothing names, and moves the rest together.
+    Reclaim,
+}
+
+impl JobKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Rebuild, Self::Scrub, Self::Reclaim];
 }
 
 /// Where a job is in its life.

@@ -21,6 +21,7 @@ pub(crate) fn kind(job: &JobInfo) -> &'static str {
     match job.kind {
         JobKind::Rebuild => "rebuild",
         JobKind::Scrub => "scrub",
+        JobKind::Reclaim => "reclaim",
     }
 }
 
@@ -63,15 +64,21 @@ pub(crate) fn render(job: &JobInfo) -> String {
         (JobKind::Rebuild, Some(member)) => format!("Rebuild of member {member}"),
         (JobKind::Rebuild, None) => "Rebuild".to_owned(),
         (JobKind::Scrub, _) => "Scrub".to_owned(),
+        (JobKind::Reclaim, _) => "Reclaim".to_owned(),
     };
     if job.id == 0 {
         return format!("{name}: never run\n");
     }
     let mut text = format!("{name} (job {}): {}\n", job.id, line(job));
-    text.push_str(&format!(
-        "Checked {}, found {} wrong, repaired {}, lost {}\n",
-        job.checked, job.found, job.repaired, job.lost
-    ));
+    if job.kind == JobKind::Reclaim {
+        let moved = size::format(job.bytes_done);
+        text.push_str(&format!("Moved {moved}\n"));
+    } else {
+        text.push_str(&format!(
+            "Checked {}, found {} wrong, repaired {}, lost {}\n",
+            job.checked, job.found, job.repaired, job.lost
+        ));
+    }
     if !job.members.is_empty() {
         let mut table = Table::new(&[
             ("MEMBER", Align::Right),

@@ -2,6 +2,9 @@
 
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod gc_cancel;
+pub(crate) mod gc_start;
+pub(crate) mod gc_status;
 pub(crate) mod job_control;
 pub(crate) mod job_follow;
 pub(crate) mod job_list;
@@ -34,8 +37,8 @@ pub(crate) mod volume_show;
 use crate::{
     access::JobControl,
     args::{
-        Cli, Command, ConfigCommand, JobCommand, MemberCommand, PoolCommand, ScrubCommand,
-        VolumeCommand,
+        Cli, Command, ConfigCommand, GcCommand, JobCommand, MemberCommand, PoolCommand,
+        ScrubCommand, VolumeCommand,
     },
     output::Outcome,
 };
@@ -59,6 +62,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Scrub(ScrubCommand::Start(command)) => return command.run(globals),
         Command::Scrub(ScrubCommand::Status(command)) => command.run(globals)?,
         Command::Scrub(ScrubCommand::Cancel(command)) => command.run(globals)?,
+        Command::Gc(GcCommand::Start(command)) => return command.run(globals),
+        Command::Gc(GcCommand::Status(command)) => command.run(globals)?,
+        Command::Gc(GcCommand::Cancel(command)) => command.run(globals)?,
         Command::Job(JobCommand::List(command)) => command.run(globals)?,
         Command::Job(JobCommand::Follow(command)) => return command.run(globals),
         Command::Job(JobCommand::Pause(command)) => command.run(globals, JobControl::Pause)?,

@@ -135,6 +135,7 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
             match job.kind {
                 JobKind::Rebuild => "Rebuild",
                 JobKind::Scrub => "Scrub",
+                JobKind::Reclaim => "Reclaim",
             },
             job_view::line(job),
         );

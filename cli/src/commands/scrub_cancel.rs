@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tessera_engine::api::JobKind;
 
 use super::job_view;
 use crate::{
@@ -25,7 +26,7 @@ pub(crate) struct Cancel {
 impl Cancel {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let job = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            Ok(pool.cancel_scrub()?)
+            Ok(pool.cancel_newest(JobKind::Scrub)?)
         })?;
         if self.json {
             output::print_json(&job)

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tessera_engine::api::JobKind;
 
 use super::job_view;
 use crate::{
@@ -36,7 +37,7 @@ pub(crate) struct Start {
 impl Start {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<Outcome> {
         let job = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
-            let job = pool.start_scrub()?;
+            let job = pool.start_job(JobKind::Scrub)?;
             Ok(if self.wait || pool.is_for_command() {
                 job_view::follow(pool, job.id)?
             } else {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tessera_engine::api::JobKind;
 
 use super::job_view;
 use crate::{
@@ -27,7 +28,7 @@ pub(crate) struct Status {
 impl Status {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let job = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
-            Ok(pool.scrub()?)
+            Ok(pool.newest_job(JobKind::Scrub)?)
         })?;
         if self.json {
             output::print_json(&job)

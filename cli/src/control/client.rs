@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Serialize, de::DeserializeOwned};
-use tessera_engine::api::{JobInfo, PoolSettings, SettingsChange, VolumeInfo, VolumeSpec};
+use tessera_engine::api::{JobInfo, JobKind, PoolSettings, SettingsChange, VolumeInfo, VolumeSpec};
 
 use super::{
     Address, SOCKET_NAME,
@@ -263,16 +263,16 @@ impl Management for Client {
         self.call("POST", &format!("{}/{id}/{verb}", wire::JOBS_PATH), NO_BODY)
     }
 
-    fn start_scrub(&self) -> Result<JobInfo, Failure> {
-        self.call("POST", wire::SCRUB_PATH, NO_BODY)
+    fn start_job(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        self.call("POST", wire::kind_path(kind), NO_BODY)
     }
 
-    fn scrub(&self) -> Result<JobInfo, Failure> {
-        self.call("GET", wire::SCRUB_PATH, NO_BODY)
+    fn newest_job(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        self.call("GET", wire::kind_path(kind), NO_BODY)
     }
 
-    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
-        self.call("DELETE", wire::SCRUB_PATH, NO_BODY)
+    fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure> {
+        self.call("DELETE", wire::kind_path(kind), NO_BODY)
     }
 
     fn settings(&self) -> Result<PoolSettings, Failure> {

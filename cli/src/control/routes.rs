@@ -55,11 +55,15 @@ pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
     if let Some((job, verb)) = wire::numbered(&request.path, wire::JOBS_PATH) {
         return job_call(pool, job, verb, method);
     }
-    if request.path == wire::SCRUB_PATH {
+    let started = wire::STARTED.into_iter();
+    if let Some(kind) = started
+        .clone()
+        .find(|kind| request.path == wire::kind_path(*kind))
+    {
         return match method {
-            "GET" => reply(200, pool.scrub()),
-            "POST" => reply(200, pool.start_scrub()),
-            "DELETE" => reply(200, pool.cancel_scrub()),
+            "GET" => reply(200, pool.newest_job(kind)),
+            "POST" => reply(200, pool.start_job(kind)),
+            "DELETE" => reply(200, pool.cancel_newest(kind)),
             _ => not_allowed("GET, POST, DELETE"),
         };
     }

@@ -1,7 +1,7 @@
 //! The JSON bodies that both ends of the control socket share.
 
 use serde::{Deserialize, Serialize};
-use tessera_engine::api::{Compression, DedupMode, VolumeSpec};
+use tessera_engine::api::{Compression, DedupMode, JobKind, VolumeSpec};
 
 use crate::failure::Failure;
 
@@ -14,8 +14,17 @@ pub(super) const VOLUMES_PATH: &str = "/v1/volumes";
 pub(super) const MEMBERS_PATH: &str = "/v1/members";
 /// The jobs; one is `/v1/jobs/ID`.
 pub(super) const JOBS_PATH: &str = "/v1/jobs";
-/// The newest scrub.
-pub(super) const SCRUB_PATH: &str = "/v1/scrub";
+/// The newest job of a kind.
+pub(super) fn kind_path(kind: JobKind) -> &'static str {
+    match kind {
+        JobKind::Rebuild => "/v1/rebuild",
+        JobKind::Scrub => "/v1/scrub",
+        JobKind::Reclaim => "/v1/reclaim",
+    }
+}
+
+/// The kinds of jobs that are started by themselves: one of each at a time.
+pub(super) const STARTED: [JobKind; 2] = [JobKind::Scrub, JobKind::Reclaim];
 /// The newest check.
 pub(super) const CHECK_PATH: &str = "/v1/check";
 /// What can be set.

@@ -401,10 +401,11 @@ impl SegmentTable {
         }
     }
 
-    /// Lifts every freeze.
-    pub fn thaw_all(&self) {
-        for slot in &mut self.inner.write().slots {
-            slot.frozen = false;
+    /// Lifts the freeze of the given segments.
+    pub fn thaw(&self, segments: &[SegmentId]) {
+        let mut inner = self.inner.write();
+        for segment in segments {
+            inner.slots[index(*segment)].frozen = false;
         }
     }
 

@@ -254,11 +254,12 @@ fn kind_code(kind: JobKind) -> u8 {
     match kind {
         JobKind::Rebuild => 1,
         JobKind::Scrub => 2,
+        JobKind::Reclaim => 3,
     }
 }
 
 fn kind_of(code: u8) -> Option<JobKind> {
-    [JobKind::Rebuild, JobKind::Scrub]
+    JobKind::ALL
         .into_iter()
         .find(|kind| kind_code(*kind) == code)
 }

@@ -153,14 +153,16 @@ impl JobTable {
         }
     }
 
-    /// The job whose turn it is: rebuilds before scrubs, older ones first.
+    /// The job whose turn it is: rebuilds before reclaim before scrubs, older
+    /// ones first.
     pub(crate) fn next_running(&self) -> Option<&JobRecord> {
         let of = |kind: JobKind| {
             let running =
                 |record: &JobRecord| record.kind == kind && record.state == JobState::Running;
             self.rows_by_age(running).first().copied()
         };
-        let row = of(JobKind::Rebuild).or_else(|| of(JobKind::Scrub))?;
+        let kinds = [JobKind::Rebuild, JobKind::Reclaim, JobKind::Scrub];
+        let row = kinds.into_iter().find_map(of)?;
         Some(&self.rows[&row].record)
     }
 
@@ -173,6 +175,11 @@ impl JobTable {
     /// True when something should become durable soon.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.urgent || self.unsaved_bytes >= SAVE_BYTES
+    }
+
+    /// Has the next checkpoint write every row.
+    pub(crate) fn rewrite_all(&mut self) {
+        self.dirty.extend(self.rows.keys());
     }
 
     /// The rows that a checkpoint has to write; later changes are dirty again.

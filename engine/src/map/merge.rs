@@ -327,7 +327,7 @@ impl<'a, 'e, I: Iterator<Item = Edit<'e>> + Clone> Merge<'a, 'e, I> {
             _ => self.edit_inner(*page, level, index)?,
         };
         self.old.release(level, index);
-        if new == *page {
+        if new == *page && !self.sink.leaves(&old) {
             return Ok(old);
         }
         self.finish(&new, level, index)

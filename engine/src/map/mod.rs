@@ -72,6 +72,12 @@ pub trait PageSource {
 
 /// Where new pages go.
 pub trait PageSink {
+    /// True for pages that are to be written anew although nothing in them
+    /// changes, when a merge comes across them.
+    fn leaves(&self, _page: &Pointer) -> bool {
+        false
+    }
+
     /// Appends a page and returns the pointer to it. The page need not be
     /// durable when this returns; the caller of a merge syncs before it
     /// publishes the new root (R12). For trees with wide pointers the answer

@@ -103,6 +103,11 @@ impl TreeShape {
         self.capacity(level + 1)
     }
 
+    /// First record under a page.
+    pub fn first_record(self, level: u8, index: u64) -> u64 {
+        self.page_range(level, index).0
+    }
+
     /// First record under a page, and the first one beyond it.
     pub(super) fn page_range(self, level: u8, index: u64) -> (u64, u64) {
         let span = self.span(level);

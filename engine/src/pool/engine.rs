@@ -11,7 +11,7 @@
 //! the whole engine from one thread (R24), and there is no hold and wait (R23).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,7 +24,7 @@ use tessera_dedup::{
     segment::{Appender, SegmentTable, StripeGeometry, StripeWriter},
 };
 use tessera_raid::{
-    Array,
+    Array, SegmentId,
     device::{AlignedBuf, BufferPool},
     sabotage::broken,
 };
@@ -151,6 +151,8 @@ pub(crate) struct Engine {
     pub(crate) epochs: Epochs,
     pub(crate) accounting: Mutex<Accounting>,
     pub(crate) reclaim: Mutex<ReclaimState>,
+    /// Segments whose pages a checkpoint writes anew when it comes across them.
+    pub(crate) evacuating: Mutex<Arc<BTreeSet<SegmentId>>>,
     /// What the job under way remembers. Held for a step.
     pub(crate) work: Mutex<Work>,
     /// Clients were served since somebody looked.

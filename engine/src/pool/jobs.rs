@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{engine::Engine, rebuild::RebuildWork, scrub::ScrubWork};
+use super::{engine::Engine, rebuild::RebuildWork, reclaim::ReclaimWork, scrub::ScrubWork};
 use crate::{
     api::{JobInfo, JobKind, JobState, PoolSettings, SettingsChange},
     error::{EngineError, ErrorKind},
@@ -19,6 +19,7 @@ use crate::{
 pub(crate) struct Work {
     pub(crate) rebuild: Option<RebuildWork>,
     pub(crate) scrub: Option<ScrubWork>,
+    pub(crate) reclaim: Option<ReclaimWork>,
 }
 
 /// How a step ended.
@@ -27,6 +28,14 @@ pub(crate) struct Stepped {
     pub(crate) kind: JobKind,
     /// Bytes read and written, for pacing.
     pub(crate) bytes: u64,
+}
+
+fn job_name(kind: JobKind) -> &'static str {
+    match kind {
+        JobKind::Scrub => "A scrub",
+        JobKind::Rebuild => "A rebuild",
+        JobKind::Reclaim => "A reclaim",
+    }
 }
 
 fn no_job(id: u64) -> EngineError {
@@ -49,6 +58,7 @@ impl Engine {
         let result = match job.kind {
             JobKind::Rebuild => self.rebuild_step(&mut work.rebuild, &job),
             JobKind::Scrub => self.scrub_step(&mut work.scrub, &job),
+            JobKind::Reclaim => self.reclaim_step(&mut work.reclaim, &job),
         };
         let now = (self.clock)();
         match result {
@@ -94,6 +104,35 @@ impl Engine {
         id
     }
 
+    /// Begins a scrub or a reclaim, of which there is one at a time.
+    pub(crate) fn start_job(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
+        self.check_writable()?;
+        let how = match self.newest_job(kind).state {
+            JobState::Paused => "paused",
+            JobState::Running => "running",
+            _ => {
+                let id = self.add_job(kind, |_| {});
+                return self.job_info(id);
+            }
+        };
+        let message = format!("{} is {how} already", job_name(kind));
+        Err(EngineError::new(ErrorKind::Busy, message))
+    }
+
+    /// Ends the newest job of a kind.
+    pub(crate) fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
+        let newest = self.newest_job(kind);
+        if !matches!(newest.state, JobState::Running | JobState::Paused) {
+            let message = match kind {
+                JobKind::Scrub => "No scrub is running",
+                JobKind::Rebuild => "No rebuild is running",
+                JobKind::Reclaim => "No reclaim is running",
+            };
+            return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+        }
+        self.cancel_job(newest.id)
+    }
+
     pub(crate) fn job_infos(&self) -> Vec<JobInfo> {
         let jobs = self.jobs.lock();
         let ids: Vec<u64> = jobs.all().iter().map(|record| record.id).collect();
@@ -113,6 +152,10 @@ impl Engine {
 
     /// Pauses a running job; it keeps what it has done.
     pub(crate) fn pause_job(&self, id: u64) -> Result<JobInfo, EngineError> {
+        let mut work = self.work.lock();
+        if self.job_info(id)?.kind == JobKind::Reclaim {
+            self.forget_moving(&mut work.reclaim);
+        }
         self.change_job(id, JobState::Running, JobState::Paused)
     }
 
@@ -143,7 +186,7 @@ impl Engine {
     pub(crate) fn cancel_job(&self, id: u64) -> Result<JobInfo, EngineError> {
         self.check_writable()?;
         // No step is under way while the target goes.
-        let _work = self.work.lock();
+        let mut work = self.work.lock();
         let record = self.jobs.lock().get(id).cloned();
         let record = record.ok_or_else(|| no_job(id))?;
         if !record.is_active() {
@@ -154,6 +197,9 @@ impl Engine {
             && let Some(target) = self.target_of(&record)
         {
             self.array.detach(target, "the rebuild was cancelled")?;
+        }
+        if record.kind == JobKind::Reclaim {
+            self.forget_moving(&mut work.reclaim);
         }
         self.end_job(id, JobState::Idle, "Cancelled");
         self.job_info(id)
@@ -204,7 +250,7 @@ impl Engine {
             }
             settings.scrub_due_ms <= now
         };
-        if due && let Err(error) = self.scrub_start() {
+        if due && let Err(error) = self.start_job(JobKind::Scrub) {
             tracing::warn!(%error, "The scheduled scrub cannot start");
         }
     }

@@ -354,7 +354,7 @@ impl Engine {
     /// Jobs under way, and the newest of each kind.
     fn jobs_of_interest(&self) -> Vec<JobInfo> {
         let jobs = self.jobs.lock();
-        let newest = [JobKind::Rebuild, JobKind::Scrub]
+        let newest = JobKind::ALL
             .into_iter()
             .filter_map(|kind| jobs.newest(kind).map(|record| record.id));
         let mut ids: Vec<u64> = newest.collect();

@@ -502,25 +502,25 @@ impl Pool {
         self.engine.cancel_job(id)
     }
 
-    /// Begins to verify every copy of everything, and to mend it.
+    /// Begins a scrub, or a reclaim.
     ///
     /// # Errors
-    /// `Busy` where a scrub is under way.
-    pub fn scrub_start(&self) -> Result<JobInfo, EngineError> {
-        self.engine.scrub_start()
+    /// `Busy` where one is under way.
+    pub fn start_job(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
+        self.engine.start_job(kind)
     }
 
-    /// The newest scrub; one that has never been is idle.
-    pub fn scrub_status(&self) -> JobInfo {
-        self.engine.newest_job(JobKind::Scrub)
+    /// The newest job of a kind; one that has never been is idle.
+    pub fn newest_job(&self, kind: JobKind) -> JobInfo {
+        self.engine.newest_job(kind)
     }
 
-    /// Ends the scrub that is under way.
+    /// Ends the scrub or reclaim that is under way.
     ///
     /// # Errors
     /// `InvalidArgument` where there is none.
-    pub fn scrub_cancel(&self) -> Result<JobInfo, EngineError> {
-        self.engine.scrub_cancel()
+    pub fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
+        self.engine.cancel_newest(kind)
     }
 
     /// What the administrator has set.

@@ -234,6 +234,7 @@ impl Engine {
             epochs: Epochs::default(),
             accounting: Mutex::default(),
             reclaim: Mutex::default(),
+            evacuating: Mutex::default(),
             work: Mutex::default(),
             clients_busy: false.into(),
             settings: Mutex::new(settings),

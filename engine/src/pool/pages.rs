@@ -1,13 +1,14 @@
 //! The page store: where map trees read their pages and where a checkpoint
 //! puts new ones.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tessera_dedup::{
     ChunkReader, Entry, EntryKind, Generation, Owner, PlacedPage, ReadError,
     segment::{NewChunk, SegmentRecord, Stream},
 };
 use tessera_raid::{
+    SegmentId,
     device::AlignedBuf,
     layout::{Placement, Slots},
 };
@@ -67,6 +68,7 @@ pub(crate) struct MapAppender<'a> {
     engine: &'a Engine,
     spare: Vec<AlignedBuf>,
     pub(crate) pages_written: u64,
+    evacuating: Arc<BTreeSet<SegmentId>>,
 }
 
 impl<'a> MapAppender<'a> {
@@ -75,6 +77,7 @@ impl<'a> MapAppender<'a> {
             engine,
             spare: Vec::new(),
             pages_written: 0,
+            evacuating: Arc::clone(&engine.evacuating.lock()),
         }
     }
 
@@ -166,6 +169,10 @@ fn no_space() -> EngineError {
 }
 
 impl PageSink for MapAppender<'_> {
+    fn leaves(&self, page: &Pointer) -> bool {
+        self.evacuating.contains(&page.entry.segment)
+    }
+
     fn write(&mut self, owner: PageOwner, page: &PageBytes) -> Result<Pointer, StoreError> {
         let owned = Owner {
             tree: owner.tree,

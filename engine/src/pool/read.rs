@@ -4,7 +4,7 @@
 use tessera_dedup::{ChunkRead, Entry};
 
 use super::{engine::Engine, pages::Pages, volume::Volume};
-use crate::{disk::DiskError, error::EngineError, map};
+use crate::{disk::DiskError, error::EngineError};
 
 /// Bytes read from the members with one submission.
 const ROUND_BYTES: usize = 4 << 20;
@@ -100,37 +100,7 @@ impl Engine {
         if let [(first, count)] = ranges {
             return volume.entries(&pages, *first, *count);
         }
-        let total = ranges.iter().map(|(_, count)| count).sum();
-        let mut found = vec![None; total];
-        let state = volume.state.read();
-        let mut rest = found.as_mut_slice();
-        for (first, count) in ranges {
-            let (out, after) = rest.split_at_mut(*count);
-            state.active.lookup(*first, out);
-            state.view.lookup(*first, out);
-            rest = after;
-        }
-        let tree = state.view.tree;
-        drop(state);
-        let mut entries: Vec<Entry> = found
-            .iter()
-            .map(|entry| entry.unwrap_or(Entry::HOLE))
-            .collect();
-        let indices = ranges
-            .iter()
-            .flat_map(|(first, count)| *first..*first + *count as u64);
-        let (missing, places): (Vec<u64>, Vec<usize>) = indices
-            .zip(0..total)
-            .filter(|(_, place)| found[*place].is_none())
-            .unzip();
-        if !missing.is_empty() {
-            let mut out = vec![Entry::HOLE; missing.len()];
-            map::lookup_many(&tree, &pages, &missing, &mut out)?;
-            for (place, entry) in places.into_iter().zip(out) {
-                entries[place] = entry;
-            }
-        }
-        Ok(entries)
+        volume.entries_in(&pages, ranges)
     }
 }
 

@@ -229,15 +229,23 @@ impl Simulated {
         self.engine.cancel_job(id)
     }
 
-    /// See [`super::Pool::scrub_start`].
+    /// See [`super::Pool::start_job`].
     ///
     /// # Errors
     /// As there.
     pub fn scrub_start(&self) -> Result<JobInfo, EngineError> {
-        self.engine.scrub_start()
+        self.engine.start_job(JobKind::Scrub)
     }
 
-    /// See [`super::Pool::scrub_status`].
+    /// See [`super::Pool::start_job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reclaim_start(&self) -> Result<JobInfo, EngineError> {
+        self.engine.start_job(JobKind::Reclaim)
+    }
+
+    /// See [`super::Pool::newest_job`].
     pub fn scrub_status(&self) -> JobInfo {
         self.engine.newest_job(JobKind::Scrub)
     }

@@ -8,8 +8,8 @@
 //! Acknowledging a write must never lead to a checkpoint that finds no room:
 //! so a write is admitted with its worst-case data and its worst-case share of
 //! the next checkpoint's pages. When that does not fit, the writer first takes
-//! a checkpoint and runs reclaim passes itself; only when a pass over
-//! everything finds nothing does the client see "no space". Discards, zeroing,
+//! a checkpoint and runs reclaim passes itself, and moves chunks together; only
+//! when that wins nothing does the client see "no space". Discards, zeroing,
 //! flushes and reads are never stopped.
 
 use std::sync::atomic::Ordering;
@@ -41,6 +41,9 @@ impl Drop for Admission<'_> {
 pub(crate) fn pages_for(chunks: u64) -> u64 {
     chunks.div_ceil(256) + 1 + INNER_PAGES
 }
+
+/// More would let reclaim win no more at once than it can remember.
+const MOVING_SEGMENTS_MAX: u64 = 256;
 
 /// Map pages that a fill may need: the leaves at its two ends, and above.
 pub(crate) const FILL_PAGES: u64 = 2 * (2 + INNER_PAGES);
@@ -77,7 +80,10 @@ impl Engine {
                     return Ok(());
                 }
             }
-            if !self.reclaim_pass()? && self.available_bytes().is_none() {
+            if !self.reclaim_pass()?
+                && self.available_bytes().is_none()
+                && !self.empty_some_segments()?
+            {
                 return Err(EngineError::new(ErrorKind::NoSpace, "The pool is full"));
             }
         }
@@ -164,7 +170,14 @@ impl Engine {
         };
         let summary_pages = summary::blocks_for(self.geometry.segment_bytes as usize / 512) as u64;
         let pages = 2 * (table_pages + 2 * volumes + snapshots + summary_pages + 32);
-        4 + (pages * BLOCK_BYTES as u64).div_ceil(self.usable_segment_bytes())
+        let checkpoint = (pages * BLOCK_BYTES as u64).div_ceil(self.usable_segment_bytes());
+        4 + checkpoint + self.moving_segments()
+    }
+
+    /// Segments that only reclaim may move chunks to: with none it could not
+    /// win any.
+    pub(crate) fn moving_segments(&self) -> u64 {
+        2 + u64::from(self.table.len() / 64).min(MOVING_SEGMENTS_MAX)
     }
 
     /// True when background reclaim should look for dead segments.

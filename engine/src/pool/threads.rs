@@ -184,6 +184,7 @@ impl Engine {
         match kind {
             JobKind::Rebuild => settings.rebuild_bytes_per_second,
             JobKind::Scrub => settings.scrub_bytes_per_second,
+            JobKind::Reclaim => 0,
         }
     }
 
@@ -212,6 +213,10 @@ impl Engine {
         self.punch_cleared();
         if self.is_low_on_space() && self.reclaim_may_help() {
             self.reclaim_pass()?;
+        }
+        if self.is_low_on_space() && self.moving_may_help() {
+            // One that is paused or running will do.
+            let _under_way = self.start_job(JobKind::Reclaim);
         }
         Ok(())
     }

@@ -117,6 +117,55 @@ impl Volume {
             .collect())
     }
 
+    /// The entries of some chunks.
+    pub(crate) fn entries_at(
+        &self,
+        source: &dyn PageSource,
+        indices: impl Iterator<Item = u64> + Clone,
+    ) -> Result<Vec<Entry>, EngineError> {
+        let ranges: Vec<(u64, usize)> = indices.map(|index| (index, 1)).collect();
+        self.entries_in(source, &ranges)
+    }
+
+    /// The entries of several ranges of chunks, one after the other.
+    pub(crate) fn entries_in(
+        &self,
+        source: &dyn PageSource,
+        ranges: &[(u64, usize)],
+    ) -> Result<Vec<Entry>, EngineError> {
+        let total = ranges.iter().map(|(_, count)| count).sum();
+        let mut found = vec![None; total];
+        let state = self.state.read();
+        let mut rest = found.as_mut_slice();
+        for (first, count) in ranges {
+            let (out, after) = rest.split_at_mut(*count);
+            state.active.lookup(*first, out);
+            state.view.lookup(*first, out);
+            rest = after;
+        }
+        let tree = state.view.tree;
+        drop(state);
+        let mut entries: Vec<Entry> = found
+            .iter()
+            .map(|entry| entry.unwrap_or(Entry::HOLE))
+            .collect();
+        let indices = ranges
+            .iter()
+            .flat_map(|(first, count)| *first..*first + *count as u64);
+        let (missing, places): (Vec<u64>, Vec<usize>) = indices
+            .zip(0..total)
+            .filter(|(_, place)| found[*place].is_none())
+            .unzip();
+        if !missing.is_empty() {
+            let mut out = vec![Entry::HOLE; missing.len()];
+            map::lookup_many(&tree, source, &missing, &mut out)?;
+            for (place, entry) in places.into_iter().zip(out) {
+                entries[place] = entry;
+            }
+        }
+        Ok(entries)
+    }
+
     /// What a range of chunks is made of.
     pub(crate) fn runs(
         &self,

@@ -399,7 +399,7 @@ impl Engine {
         Ok(())
     }
 
-    fn pending_bytes_max(&self) -> u64 {
+    pub(crate) fn pending_bytes_max(&self) -> u64 {
         (self.array.journal_bytes() / 16).min(8 << 20)
     }
 }

@@ -24,8 +24,8 @@ pub struct Interposed {
     batches: AtomicU64,
     /// What to do, and before which of them.
     planned: Mutex<Option<(u64, Act)>>,
-    /// What to do before the next read.
-    planned_read: Mutex<Option<Act>>,
+    /// What to do before a read, and how many come before that.
+    planned_read: Mutex<Option<(u64, Act)>>,
 }
 
 impl Interposed {
@@ -49,7 +49,12 @@ impl Interposed {
 
     /// `act` before the next batch of reads.
     pub fn plan_read(&self, act: impl FnOnce() + Send + 'static) {
-        *self.planned_read.lock() = Some(Box::new(act));
+        self.plan_nth_read(0, act);
+    }
+
+    /// `act` before the `after`-th batch of reads from now.
+    pub fn plan_nth_read(&self, after: u64, act: impl FnOnce() + Send + 'static) {
+        *self.planned_read.lock() = Some((after, Box::new(act)));
     }
 
     /// True when what was planned has not been done; it will not be.
@@ -90,8 +95,17 @@ impl Backend for Interposed {
                 act();
             }
         } else {
-            let due = self.planned_read.lock().take();
-            if let Some(act) = due {
+            let due = {
+                let mut planned = self.planned_read.lock();
+                match planned.as_mut() {
+                    Some((after, _)) if *after > 0 => {
+                        *after -= 1;
+                        None
+                    }
+                    _ => planned.take(),
+                }
+            };
+            if let Some((_, act)) = due {
                 act();
             }
         }

@@ -13,7 +13,7 @@ const DEVICES_MAX: u64 = 6;
 
 impl Run {
     pub(super) fn upkeep(&mut self) {
-        match self.rng.below(12) {
+        match self.rng.below(13) {
             0 => {
                 self.note("scrub".to_owned());
                 let result = self.pool().scrub_start().map(|_| ());
@@ -23,6 +23,11 @@ impl Run {
             2 => self.take_back(),
             3 => self.spare(),
             4 => self.interfere_with_a_job(),
+            5 => {
+                self.note("reclaim".to_owned());
+                let result = self.pool().reclaim_start().map(|_| ());
+                self.tolerate("reclaim", result);
+            }
             _ => {
                 for _ in 0..1 + self.rng.below(6) {
                     if !self.world.sim.has_power() || self.failed {

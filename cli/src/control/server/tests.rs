@@ -186,15 +186,15 @@ impl Management for MapPool {
         })
     }
 
-    fn start_scrub(&self) -> Result<JobInfo, Failure> {
+    fn start_job(&self, _: JobKind) -> Result<JobInfo, Failure> {
         self.job(2)
     }
 
-    fn scrub(&self) -> Result<JobInfo, Failure> {
+    fn newest_job(&self, _: JobKind) -> Result<JobInfo, Failure> {
         self.job(1)
     }
 
-    fn cancel_scrub(&self) -> Result<JobInfo, Failure> {
+    fn cancel_newest(&self, _: JobKind) -> Result<JobInfo, Failure> {
         Err(Failure::new(Kind::NotFound, "No scrub runs"))
     }
 
@@ -275,9 +275,12 @@ fn members_jobs_scrub_and_settings_cross_the_socket_unchanged() {
         let job = client.control_job(9, control).unwrap();
         assert_eq!((job.id, job.message), (9, format!("{control:?}")));
     }
-    assert_eq!(client.start_scrub().unwrap().id, 2);
-    assert_eq!(client.scrub().unwrap().id, 1);
-    assert_eq!(client.cancel_scrub().unwrap_err().message, "No scrub runs");
+    assert_eq!(client.start_job(JobKind::Scrub).unwrap().id, 2);
+    assert_eq!(client.newest_job(JobKind::Scrub).unwrap().id, 1);
+    assert_eq!(
+        client.cancel_newest(JobKind::Scrub).unwrap_err().message,
+        "No scrub runs"
+    );
     let change = SettingsChange {
         stall_limit_ms: Some(70),
         ..SettingsChange::default()

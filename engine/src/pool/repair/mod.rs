@@ -133,7 +133,7 @@ pub(crate) fn repair(
         return Ok(report);
     }
     let engine = Engine::open_salvaging(open(false)?, options, salvage.as_deref())?;
-    let scrub = engine.scrub_start();
+    let scrub = engine.start_job(crate::api::JobKind::Scrub);
     if let Ok(job) = scrub {
         while engine.job_step()?.is_some() {
             let now = engine.job_info(job.id)?;

@@ -29,8 +29,8 @@ use self::records::Undescribed;
 pub(crate) use self::segment::Current;
 use super::{CheckpointKind, engine::Engine, rebuild::Piece};
 use crate::{
-    api::{JobInfo, JobKind, JobState},
-    error::{EngineError, ErrorKind},
+    api::JobState,
+    error::EngineError,
     jobs::{Cursor, JobRecord},
     journal::read_chain,
 };
@@ -57,32 +57,6 @@ pub(crate) struct ScrubWork {
 }
 
 impl Engine {
-    pub(crate) fn scrub_start(&self) -> Result<JobInfo, EngineError> {
-        self.check_writable()?;
-        let newest = self.newest_job(JobKind::Scrub);
-        if matches!(newest.state, JobState::Running | JobState::Paused) {
-            let message = format!(
-                "A scrub is {} already",
-                match newest.state {
-                    JobState::Paused => "paused",
-                    _ => "running",
-                }
-            );
-            return Err(EngineError::new(ErrorKind::Busy, message));
-        }
-        let id = self.add_job(JobKind::Scrub, |_| {});
-        self.job_info(id)
-    }
-
-    pub(crate) fn scrub_cancel(&self) -> Result<JobInfo, EngineError> {
-        let newest = self.newest_job(JobKind::Scrub);
-        if !matches!(newest.state, JobState::Running | JobState::Paused) {
-            let message = "No scrub is running";
-            return Err(EngineError::new(ErrorKind::InvalidArgument, message));
-        }
-        self.cancel_job(newest.id)
-    }
-
     /// One step of a scrub; how many bytes it read and wrote.
     pub(super) fn scrub_step(
         &self,

@@ -13,9 +13,16 @@
 //! name given before is in the layers that the pinning checkpoint merged, and
 //! later checkpoints derive from its pages. There are no counts to drift.
 //!
-//! The walk's result also serves as the survey of the next pass.
+//! That frees what is wholly dead. [`mover`] makes segments so, by moving what
+//! is live elsewhere; see docs/reclaim.md.
+
+mod copying;
+mod mover;
+mod survey;
 
 use std::{collections::BTreeSet, sync::Arc};
+
+pub(crate) use mover::ReclaimWork;
 
 use tessera_dedup::{Generation, segment::SegmentState};
 use tessera_raid::{SegmentId, sabotage::broken};
@@ -23,12 +30,11 @@ use tessera_raid::{SegmentId, sabotage::broken};
 use super::{
     CheckpointKind,
     engine::Engine,
-    pages::Pages,
     roots::{Roots, Visited},
 };
 use crate::{
     error::{EngineError, ErrorKind},
-    map::{PageOwner, Pointer, Tree, Visit, Walker},
+    map::{MapError, Visit},
 };
 
 /// Pages a walk looks at between two looks at the clock.
@@ -40,6 +46,8 @@ pub(crate) struct ReclaimState {
     /// [`super::engine::AppendState::overwrites`] when the last pass that freed
     /// nothing began: until it grows, another pass would free nothing either.
     fruitless_at: Option<u64>,
+    /// The same of emptying segments.
+    nothing_to_move_at: Option<u64>,
 }
 
 /// A segment and its incarnation.
@@ -78,6 +86,13 @@ impl Engine {
         fruitless_at != Some(self.state.lock().overwrites)
     }
 
+    /// True unless the last round of emptying segments won nothing and nothing
+    /// changed since.
+    pub(crate) fn moving_may_help(&self) -> bool {
+        let nothing_at = self.reclaim.lock().nothing_to_move_at;
+        nothing_at != Some(self.state.lock().overwrites)
+    }
+
     fn reclaim_dead(&self) -> Result<usize, EngineError> {
         // Survey. Only segments sealed before its checkpoint are considered:
         // younger ones may be named by layers alone.
@@ -92,7 +107,7 @@ impl Engine {
         let segments: Vec<SegmentId> = candidates.iter().map(|(id, _)| *id).collect();
         self.table.freeze(&segments);
         let result = self.mark_frozen(candidates);
-        self.table.thaw_all();
+        self.table.thaw(&segments);
         result
     }
 
@@ -170,7 +185,15 @@ impl Engine {
         // Pages that snapshots and clones share are walked once.
         let mut visited = Visited::default();
         for root in roots.all() {
-            self.walk(root.tree, &mut visited, &mut named)?;
+            self.walk_names(root.tree, &mut visited, &mut |visit| match visit {
+                Visit::Page { pointer, .. } => {
+                    named.insert(pointer.entry.segment);
+                }
+                Visit::Entry { entry, .. } => {
+                    named.insert(entry.segment);
+                }
+                _ => {}
+            })?;
         }
         // Summaries of segments that are not full lie in the map stream.
         for (id, record) in self.table.live() {
@@ -183,36 +206,10 @@ impl Engine {
             .filter(|(id, _)| !named.contains(id))
             .collect())
     }
+}
 
-    fn walk(
-        &self,
-        tree: Tree,
-        visited: &mut Visited,
-        named: &mut BTreeSet<SegmentId>,
-    ) -> Result<(), EngineError> {
-        let pages = Pages(&self.reader);
-        let mut walker = Walker::new(tree);
-        let mut visit = |visit: Visit<'_>| match visit {
-            Visit::Page { pointer, .. } => {
-                named.insert(pointer.entry.segment);
-            }
-            Visit::Entry { entry, .. } if entry.is_stored() => {
-                named.insert(entry.segment);
-            }
-            _ => {}
-        };
-        loop {
-            self.check_usable()?;
-            let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
-            match walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut visit) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) => {
-                    // What cannot be walked cannot be proved dead: free nothing.
-                    let message = format!("Reclaim stops at a damaged page: {error}");
-                    return Err(EngineError::new(ErrorKind::NoSpace, message));
-                }
-            }
-        }
-    }
+/// What cannot be walked cannot be proved dead: nothing is freed.
+fn unwalkable(error: &MapError) -> EngineError {
+    let message = format!("Reclaim stops at a damaged page: {error}");
+    EngineError::new(ErrorKind::NoSpace, message)
 }

@@ -1,0 +1,39 @@
+//! `tessera gc status`: how far the reclaim is.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tessera_engine::api::JobKind;
+
+use super::job_view;
+use crate::{
+    access::{self, Intent},
+    args::Globals,
+    output,
+};
+
+/// Show the newest reclaim
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tessera gc status tank\n  \
+    tessera gc status tank --json | jq .progress")]
+pub(crate) struct Status {
+    /// The pool's directory
+    dir: PathBuf,
+    /// Show it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let job = access::with_pool(&self.dir, Intent::Look, globals.io(), |pool| {
+            Ok(pool.newest_job(JobKind::Reclaim)?)
+        })?;
+        if self.json {
+            output::print_json(&job)
+        } else {
+            output::print(&job_view::render(&job))
+        }
+    }
+}
