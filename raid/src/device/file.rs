@@ -60,7 +60,7 @@ pub(super) struct OpenFile {
     orphan_bytes: AtomicU64,
     /// Lets a test hold up blocking operations.
     #[cfg(test)]
-    pub(super) gate: Option<Arc<parking_lot::Mutex<()>>>,
+    pub(super) gate: Option<Arc<super::tests::Gate>>,
 }
 
 fn error(kind: io::ErrorKind, path: &Path, what: &str) -> io::Error {
@@ -170,7 +170,7 @@ impl OpenFile {
     pub(super) fn perform(&self, offset: u64, op: &mut IoOp) -> io::Result<()> {
         #[cfg(test)]
         if let Some(gate) = &self.gate {
-            drop(gate.lock());
+            gate.pass();
         }
         match op {
             IoOp::Read(buffer) => self.file.read_exact_at(buffer, offset),

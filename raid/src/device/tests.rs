@@ -562,23 +562,51 @@ fn many_threads_share_a_backend() {
     });
 }
 
-/// Says give up on one device, and counts how often it is asked.
-struct GiveUp {
+/// Holds up blocking operations while it is closed, and counts them.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    closed: parking_lot::Mutex<()>,
+    arrived: AtomicUsize,
+}
+
+impl Gate {
+    pub(super) fn pass(&self) {
+        self.arrived.fetch_add(1, Ordering::SeqCst);
+        drop(self.closed.lock());
+    }
+
+    /// So many operations are in the hands of workers: given up before, they
+    /// would never be in flight, and count as nobody's.
+    fn holds(&self, operations: usize) -> bool {
+        self.arrived.load(Ordering::SeqCst) >= operations
+    }
+}
+
+/// Says give up on one device, once that is `ready`, and counts how often it is
+/// asked.
+struct GiveUp<'a> {
     on: DeviceHandle,
+    ready: &'a (dyn Fn() -> bool + Sync),
     asked: AtomicUsize,
 }
 
-impl Verdict for GiveUp {
+impl Verdict for GiveUp<'_> {
     fn abandon(&self, device: DeviceHandle) -> bool {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        device == self.on
+        device == self.on && (self.ready)()
     }
 }
 
 /// The common part of giving up: `stalled` never answers, `healthy` does.
-fn gives_up(backend: &dyn Backend, stalled: DeviceHandle, healthy: DeviceHandle) {
+fn gives_up(
+    backend: &dyn Backend,
+    stalled: DeviceHandle,
+    healthy: DeviceHandle,
+    ready: &(dyn Fn() -> bool + Sync),
+) {
     let verdict = GiveUp {
         on: stalled,
+        ready,
         asked: AtomicUsize::new(0),
     };
     let mut batch = vec![
@@ -617,13 +645,13 @@ fn threads_give_up_on_a_stalled_device_without_harming_others() {
     let backend = ThreadBackend::new().with_verdict_interval(Duration::from_millis(5));
     backend.create_file(&slow, SIZE).unwrap();
     backend.create_file(&healthy, SIZE).unwrap();
-    let gate = Arc::new(parking_lot::Mutex::new(()));
-    let closed = gate.lock();
+    let gate = Arc::new(Gate::default());
+    let closed = gate.closed.lock();
     let mut file = file::OpenFile::open(&slow, WRITE).unwrap();
     file.gate = Some(Arc::clone(&gate));
     let stalled = backend.add(file).unwrap();
     let healthy = backend.open(&healthy, WRITE).unwrap();
-    gives_up(&backend, stalled, healthy);
+    gives_up(&backend, stalled, healthy, &|| gate.holds(2));
     // R5: no re-add while the operations are in flight.
     backend.close(stalled);
     assert_eq!(
@@ -660,10 +688,11 @@ fn io_uring_gives_up_on_a_stalled_device_without_harming_others() {
     };
     let file = File::from(OwnedFd::from(reader));
     let stalled = backend.add(file::OpenFile::new(file, Path::new("pipe"), facts));
-    gives_up(&backend, stalled, healthy);
+    gives_up(&backend, stalled, healthy, &|| true);
     // More than a ring holds, so that the orphans fill it.
     let verdict = GiveUp {
         on: stalled,
+        ready: &|| true,
         asked: AtomicUsize::new(0),
     };
     let mut batch: Vec<Io> = (0..700).map(|_| read(stalled, 0, 4096)).collect();
@@ -689,13 +718,14 @@ fn a_device_with_too_many_abandoned_operations_takes_no_more() {
     let path = directory.path().join("slow");
     let backend = ThreadBackend::new().with_verdict_interval(Duration::from_millis(5));
     backend.create_file(&path, SIZE).unwrap();
-    let gate = Arc::new(parking_lot::Mutex::new(()));
-    let closed = gate.lock();
+    let gate = Arc::new(Gate::default());
+    let closed = gate.closed.lock();
     let mut file = file::OpenFile::open(&path, WRITE).unwrap();
     file.gate = Some(Arc::clone(&gate));
     let stalled = backend.add(file).unwrap();
     let verdict = GiveUp {
         on: stalled,
+        ready: &|| gate.holds(8),
         asked: AtomicUsize::new(0),
     };
     let attempt = || {
