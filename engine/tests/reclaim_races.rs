@@ -181,3 +181,69 @@ fn r20_reclaim_waits_for_writes_that_look_for_duplicates() {
     let found = read(&pool, "b", 0, DEAD_BYTES);
     assert!(found == Ok(noise(1, DEAD_BYTES)), "{:?}", found.err());
 }
+
+/// Who needs space while freed segments still have readers waits for those
+/// readers: it is not told that the pool is full. A read begins at each device
+/// operation of the write that reclaims, and ends long after it if it can.
+#[test]
+fn r9_writers_wait_for_readers_of_the_space_they_need() {
+    let (mut world, _) = prepared();
+    let pool = world.open().unwrap();
+    write(&pool.disk("b").unwrap(), 0, &noise(1, 4096)).unwrap();
+    pool.close().unwrap();
+    drop(pool);
+    let start = world.snapshot();
+    // One range again and again, until some write makes room for itself.
+    let round = |pool: &Simulated, number: u64| {
+        let disk = pool.disk("a").unwrap();
+        write(&disk, 1 << 20, &noise(100 + number, 256 << 10))
+    };
+    let mut opened = || {
+        world.restore(&start);
+        let interposed = Interposed::new(world.sim.backend());
+        world.interposed = Some(Arc::clone(&interposed));
+        (Arc::new(world.open().unwrap()), interposed)
+    };
+    let (pool, interposed) = opened();
+    let mut rounds = 0;
+    let operations = loop {
+        let (before, batches) = (generations(&pool), interposed.batches());
+        round(&pool, rounds).unwrap();
+        if !before.is_subset(&generations(&pool)) {
+            break interposed.batches() - batches;
+        }
+        rounds += 1;
+    };
+    drop(pool);
+    let mut readers = 0;
+    for after in 0..operations {
+        let (pool, interposed) = opened();
+        for number in 0..rounds {
+            round(&pool, number).unwrap();
+        }
+        let (ended, end) = mpsc::channel();
+        let (reading, planner) = (Arc::clone(&pool), Arc::clone(&interposed));
+        let reader = Arc::new(parking_lot::Mutex::new(None));
+        let handle = Arc::clone(&reader);
+        interposed.plan(after, move || {
+            let (reached, reach) = mpsc::channel();
+            planner.plan_read(move || {
+                reached.send(()).unwrap();
+                // Long enough for a refusal; who waits is not held up by this.
+                let _ = end.recv_timeout(std::time::Duration::from_millis(50));
+            });
+            let thread = std::thread::spawn(move || read(&reading, "b", 0, 4096));
+            reach.recv().unwrap();
+            *handle.lock() = Some(thread);
+        });
+        let written = round(&pool, rounds);
+        let _nobody_listens = ended.send(());
+        assert_eq!(written, Ok(()), "a read began at operation {after}");
+        if let Some(thread) = reader.lock().take() {
+            let found = thread.join().unwrap();
+            assert!(found == Ok(noise(1, 4096)), "at {after}");
+            readers += 1;
+        }
+    }
+    assert!(readers > 10, "{readers} of {operations}");
+}

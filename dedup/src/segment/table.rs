@@ -497,6 +497,16 @@ impl SegmentTable {
             .any(|slot| matches!(slot.phase, ReleasePhase::Fresh | ReleasePhase::Persisted))
     }
 
+    /// True while segments will be free without another checkpoint: once the
+    /// operations that may read them have ended, and they have been punched.
+    pub fn awaits_readers(&self) -> bool {
+        self.inner
+            .read()
+            .slots
+            .iter()
+            .any(|slot| matches!(slot.phase, ReleasePhase::Cleared | ReleasePhase::Punching))
+    }
+
     /// Takes the segments that may be punched now: cleared, and
     /// `quiesced(epoch)` says that every operation begun before their release
     /// has ended. Each goes to one caller, who punches it and then calls

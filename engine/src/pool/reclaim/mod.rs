@@ -61,8 +61,13 @@ impl Engine {
     pub(crate) fn reclaim_pass(&self) -> Result<bool, EngineError> {
         let mut reclaim = self.reclaim.lock();
         let free_before = self.table.counts().free;
-        // Earlier frees may only lack their checkpoints.
+        // Earlier frees may only lack their checkpoints, or the end of operations
+        // that still read them: who waits for space waits for those, and is not
+        // told that there is none because some reader was not scheduled.
         self.finish_releases()?;
+        if self.table.counts().free == free_before {
+            self.wait_for_releases()?;
+        }
         if self.table.counts().free > free_before {
             return Ok(true);
         }
@@ -76,6 +81,7 @@ impl Engine {
         } else {
             reclaim.fruitless_at = None;
             self.finish_releases()?;
+            self.wait_for_releases()?;
         }
         Ok(self.table.counts().free > free_before)
     }
@@ -151,6 +157,17 @@ impl Engine {
             self.array.discard_segment(&placement);
             self.table.make_free(segment);
         }
+    }
+
+    /// Waits until segments whose release is durable are free: for operations
+    /// begun before, and for whoever is punching them.
+    fn wait_for_releases(&self) -> Result<(), EngineError> {
+        while self.table.awaits_readers() {
+            self.check_usable()?;
+            std::thread::yield_now();
+            self.punch_cleared();
+        }
+        Ok(())
     }
 
     fn wait_for_operations(&self) -> Result<(), EngineError> {
