@@ -5,9 +5,10 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use common::{
+    interpose::Interposed,
     noise,
     world::{SHAPES, Scale, World, volume},
 };
@@ -252,6 +253,66 @@ fn r13_every_change_counts_towards_the_checkpoint_of_an_idle_pool() {
         crash(&world, pool, 2);
         let pool = world.open().unwrap();
         assert!(read(&pool, 0, data.len()) == data, "{level}");
+    }
+}
+
+/// R13: a write of a part of a chunk that another change of the chunk overtakes,
+/// between its read and its map change, keeps what the other one did.
+#[test]
+fn r13_a_partial_write_keeps_what_another_did_meanwhile() {
+    let mut world = World::create(Level::Raid5, 3, SCALE, 3);
+    let old = noise(1, 4096);
+    let pool = world.open().unwrap();
+    pool.create_volume(&volume("a", 1 << 20)).unwrap();
+    write(&pool, 0, &old);
+    pool.close().unwrap();
+    drop(pool);
+    let start = world.snapshot();
+    let others: [(&str, fn(&Simulated), Vec<u8>); 4] = [
+        (
+            "another part",
+            |pool| write(pool, 2000, &noise(2, 100)),
+            [&old[..2000], &noise(2, 100), &old[2100..]].concat(),
+        ),
+        (
+            "all of it",
+            |pool| write(pool, 0, &noise(2, 4096)),
+            noise(2, 4096),
+        ),
+        (
+            "a discard",
+            |pool| {
+                let (offset, length) = (0, 4096);
+                let done = request(pool, "a", Operation::Discard { offset, length });
+                assert_eq!(done, Ok(()));
+            },
+            vec![0; 4096],
+        ),
+        (
+            "a range around it",
+            |pool| write(pool, 0, &noise(3, 40 << 10)),
+            noise(3, 40 << 10)[..4096].to_vec(),
+        ),
+    ];
+    for (what, act, mut expected) in others {
+        world.restore(&start);
+        let interposed = Interposed::new(world.sim.backend());
+        world.interposed = Some(Arc::clone(&interposed));
+        // Nothing is in memory, so the partial write has to read.
+        let pool = Arc::new(world.open().unwrap());
+        let other = Arc::clone(&pool);
+        interposed.plan_read(move || act(&other));
+        write(&pool, 300, &noise(4, 50));
+        assert!(!interposed.cancel(), "the write read its chunk");
+        expected[300..350].copy_from_slice(&noise(4, 50));
+        assert!(read(&pool, 0, 4096) == expected, "overtaken by {what}");
+        pool.flush().unwrap();
+        drop(pool);
+        world.sim.kill_process();
+        let pool = world.open().unwrap();
+        assert!(read(&pool, 0, 4096) == expected, "{what}, after a crash");
+        drop(pool);
+        world.sim.kill_process();
     }
 }
 
