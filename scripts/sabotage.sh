@@ -91,6 +91,8 @@ done
 survivors=()
 for barrier in "${barriers[@]}"; do
     case $barrier in
+        R24.*) order=(faults@engine) ;;
+        sync.missing_superblock) order=(crash_points@engine) ;;
         R[1-7].* | R16.* | sync.*) order=("${order_raid[@]}" "${order_engine[@]}") ;;
         *) order=("${order_engine[@]}" "${order_raid[@]}") ;;
     esac

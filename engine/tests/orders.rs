@@ -268,7 +268,9 @@ fn r13_a_partial_write_keeps_what_another_did_meanwhile() {
     pool.close().unwrap();
     drop(pool);
     let start = world.snapshot();
-    let others: [(&str, fn(&Simulated), Vec<u8>); 4] = [
+    // What it is, doing it, and the chunk it leaves.
+    type Other = (&'static str, fn(&Simulated), Vec<u8>);
+    let others: [Other; 4] = [
         (
             "another part",
             |pool| write(pool, 2000, &noise(2, 100)),
