@@ -28,7 +28,7 @@ mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)"
 
 # Rules of raid are noticed soonest by its own tests, the others by the engine's.
 order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid syscalls@raid
-    member_crash@raid)
+    verify@raid members@raid member_crash@raid)
 order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine epochs@engine
     members@engine scrub@engine space@engine crash_points@engine faults@engine model@engine
     overwrite@engine)
@@ -74,12 +74,31 @@ for wanted in "${order_raid[@]}" "${order_engine[@]}"; do
     limit[$wanted]=600
 done
 
-# attempt PROGRAM BARRIER: its status, with the output in $output.
+# attempt PROGRAM BARRIER [ARGUMENT...]: its status, with the output in $output.
 attempt() {
     local crate=${1#*@}
     # Where cargo would run it.
-    (cd "${crate#tessera_}" && TESSERA_SABOTAGE=$2 timeout "${limit[$1]}" "${linked[$1]}" -q) >"$output" 2>&1
+    (cd "${crate#tessera_}" &&
+        TESSERA_SABOTAGE=$2 timeout "${limit[$1]}" "${linked[$1]}" -q "${@:3}") >"$output" 2>&1
 }
+
+# examine PROGRAM BARRIER [ARGUMENT...]: whether it notices; $noticed says how.
+examine() {
+    attempt "$@"
+    local status=$? test
+    (( status )) || return 1
+    if (( status == 124 )); then
+        noticed="$1 did not end"
+    else
+        test=$(sed -n '/^failures:$/,$ { s/^    \([a-z][a-zA-Z0-9_:]*\)$/\1/p }' "$output" | head -1)
+        noticed="$1 ${test:-aborted}"
+    fi
+}
+
+declare -A table
+while read -r barrier found; do
+    table[$barrier]=$found
+done < <(sed 's/#.*//' scripts/sabotage.table)
 
 say "Running all programs with nothing left out"
 for wanted in "${!linked[@]}"; do
@@ -90,24 +109,23 @@ done
 
 survivors=()
 for barrier in "${barriers[@]}"; do
+    noticed=
+    read -r wanted test rest <<<"${table[$barrier]:-}"
+    if [[ -n $wanted && -n ${linked[$wanted]:-} ]]; then
+        # One that does not end has no name.
+        if [[ -n $rest || $test == aborted ]]; then
+            examine "$wanted" "$barrier"
+        else
+            examine "$wanted" "$barrier" --exact "$test"
+        fi
+    fi
     case $barrier in
-        R24.*) order=(faults@engine) ;;
-        sync.missing_superblock) order=(crash_points@engine) ;;
         R[1-7].* | R16.* | sync.*) order=("${order_raid[@]}" "${order_engine[@]}") ;;
         *) order=("${order_engine[@]}" "${order_raid[@]}") ;;
     esac
-    noticed=
     for wanted in "${order[@]}"; do
-        attempt "$wanted" "$barrier"
-        status=$?
-        (( status == 0 )) && continue
-        if (( status == 124 )); then
-            noticed="$wanted did not end"
-        else
-            test=$(sed -n '/^failures:$/,$ { s/^    \([a-z][a-zA-Z0-9_:]*\)$/\1/p }' "$output" | head -1)
-            noticed="$wanted ${test:-aborted}"
-        fi
-        break
+        [[ -z $noticed ]] || break
+        examine "$wanted" "$barrier"
     done
     printf '%-24s %s\n' "$barrier" "${noticed:-NOT NOTICED}"
     [[ -n $noticed ]] || survivors+=("$barrier")

@@ -106,9 +106,15 @@ fn what_must_be_durable_is_synced_by_system_calls() {
     // The witness: contents, then name, then the name's durability (R3).
     let contents = position(" fsync(", "pool.toml.new");
     let renamed = position(" rename(", "pool.toml.new");
+    let directory_synced =
+        |line: &&str| line.contains(" fsync(") && line.contains(&format!("<{here}>"));
+    let member_names = calls[..renamed]
+        .iter()
+        .filter(|line| directory_synced(line));
+    assert_eq!(member_names.count(), 2, "each new name is synced:\n{trace}");
     let named = calls
         .iter()
-        .rposition(|line| line.contains(" fsync(") && line.contains(&format!("<{here}>")))
+        .rposition(|line| directory_synced(&line))
         .unwrap_or_else(|| panic!("the directory is not synced:\n{trace}"));
     assert!(contents < renamed && renamed < named, "{trace}");
 }

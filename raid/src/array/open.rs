@@ -96,15 +96,15 @@ impl Array {
             rows,
         });
         devices.keep();
-        array.note_changes(&choice.changes)?;
+        // R1: who is not here is recorded before the first write.
+        if !broken("R1.absent") {
+            array.note_changes(&choice.changes)?;
+        }
         if array.read_only && !broken("R1.read_only") {
             return Ok(array);
         }
         array.write_missing_copies(&record, &lacking)?;
-        // R1: before the first write.
-        if !broken("R1.absent") {
-            array.flush_changes()?;
-        }
+        array.flush_changes()?;
         array.refresh_witness()?;
         Ok(array)
     }

@@ -61,6 +61,9 @@ pub(super) struct OpenFile {
     /// Lets a test hold up blocking operations.
     #[cfg(test)]
     pub(super) gate: Option<Arc<super::tests::Gate>>,
+    /// Lets a test be without RWF_DSYNC, and counts the syncs in its place.
+    #[cfg(test)]
+    pub(super) without_dsync: Option<Arc<std::sync::atomic::AtomicUsize>>,
 }
 
 fn error(kind: io::ErrorKind, path: &Path, what: &str) -> io::Error {
@@ -140,6 +143,8 @@ impl OpenFile {
             orphan_bytes: AtomicU64::new(0),
             #[cfg(test)]
             gate: None,
+            #[cfg(test)]
+            without_dsync: None,
         }
     }
 
@@ -197,7 +202,7 @@ impl OpenFile {
             } else {
                 ReadWriteFlags::empty()
             };
-            let written = match rustix::io::pwritev2(&self.file, vectors, offset, flags) {
+            let written = match self.write_vectors(vectors, offset, flags) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => written,
                 Err(Errno::INTR | Errno::AGAIN) => continue,
@@ -210,10 +215,27 @@ impl OpenFile {
             offset += written as u64;
             IoSlice::advance_slices(&mut rest, written);
         }
-        if sync_after {
+        if sync_after && !broken("sync.threads_fallback") {
+            #[cfg(test)]
+            if let Some(syncs) = &self.without_dsync {
+                syncs.fetch_add(1, Ordering::SeqCst);
+            }
             rustix::fs::fdatasync(&self.file)?;
         }
         Ok(())
+    }
+
+    fn write_vectors(
+        &self,
+        vectors: &[IoSlice<'_>],
+        offset: u64,
+        flags: ReadWriteFlags,
+    ) -> rustix::io::Result<usize> {
+        #[cfg(test)]
+        if self.without_dsync.is_some() && !flags.is_empty() {
+            return Err(Errno::OPNOTSUPP);
+        }
+        rustix::io::pwritev2(&self.file, vectors, offset, flags)
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -326,6 +348,9 @@ pub(super) fn create_file(path: &Path, size_bytes: u64) -> io::Result<()> {
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
+        if broken("sync.new_name") {
+            return Ok(());
+        }
         File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     });
     if named.is_err() {

@@ -667,6 +667,25 @@ fn threads_give_up_on_a_stalled_device_without_harming_others() {
 }
 
 #[test]
+fn threads_sync_after_durable_writes_where_these_do_not_sync_themselves() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("old");
+    let backend = ThreadBackend::new();
+    backend.create_file(&path, SIZE).unwrap();
+    let syncs = Arc::new(AtomicUsize::new(0));
+    let mut file = file::OpenFile::open(&path, WRITE).unwrap();
+    file.without_dsync = Some(Arc::clone(&syncs));
+    let device = backend.add(file).unwrap();
+    let buffers = |seed| vec![pattern(seed, 4096).into(), pattern(seed + 1, 4096).into()];
+    run_ok(&backend, vec![write(device, 0, buffers(1), true)]);
+    assert_eq!(syncs.load(Ordering::SeqCst), 1);
+    run_ok(&backend, vec![write(device, 0, buffers(3), false)]);
+    assert_eq!(syncs.load(Ordering::SeqCst), 1, "nobody asked");
+    let got = read_back(&backend, device, 0, 8192);
+    assert!(got[..4096] == *pattern(3, 4096) && got[4096..] == *pattern(4, 4096));
+}
+
+#[test]
 fn io_uring_gives_up_on_a_stalled_device_without_harming_others() {
     use std::{io::Write as _, os::fd::OwnedFd};
 
