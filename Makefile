@@ -55,3 +55,7 @@ soak: ## Run the simulations for long (SEEDS=500 seeds of each level, then every
 .PHONY: sabotage
 sabotage: ## Break each rule in turn and see that the tests notice
 	scripts/sabotage.sh
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target (FUZZ=600 seconds each)
+	scripts/fuzz.sh $(FUZZ)

@@ -18,6 +18,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{
+    chosen::Chosen,
     model::{Model, State, Step, all_names, apply, read_all, write_steps, zero_steps},
     noise,
     watch::{Moment, Watcher},
@@ -393,35 +394,6 @@ fn sequences(length: usize) -> Vec<Vec<Act>> {
     all
 }
 
-/// Which of the sequences to do, by their numbers.
-struct Chosen {
-    from: usize,
-    shard: usize,
-    shards: usize,
-    only: Option<usize>,
-}
-
-impl Chosen {
-    fn from_env() -> Self {
-        let number = |name: &str| common::from_env(name).map(|n| usize::try_from(n).unwrap());
-        let shard = std::env::var("TESSERA_SHARD").unwrap_or_else(|_| "0/1".to_owned());
-        let (shard, shards) = shard.split_once('/').expect("a shard is like 1/4");
-        Self {
-            from: number("TESSERA_FROM").unwrap_or(0),
-            shard: shard.parse().unwrap(),
-            shards: shards.parse().unwrap(),
-            only: number("TESSERA_SEQUENCE"),
-        }
-    }
-
-    fn has(&self, number: usize) -> bool {
-        match self.only {
-            Some(only) => number == only,
-            None => number >= self.from && number % self.shards == self.shard,
-        }
-    }
-}
-
 /// Where sequences are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
@@ -513,9 +485,7 @@ fn no_cut_breaks_the_promise(wanted: Level) {
     let longest = common::from_env("TESSERA_LENGTH").unwrap_or(2);
     for (level, width) in SHAPES.into_iter().filter(|(level, _)| *level == wanted) {
         for length in 1..=usize::try_from(longest).unwrap() {
-            let part = ["TESSERA_FROM", "TESSERA_SHARD", "TESSERA_SEQUENCE"]
-                .iter()
-                .any(|name| std::env::var_os(name).is_some());
+            let part = Chosen::is_part();
             if part && length < usize::try_from(longest).unwrap() {
                 continue;
             }

@@ -114,7 +114,7 @@ fn what_must_be_durable_is_synced_by_system_calls() {
     assert_eq!(member_names.count(), 2, "each new name is synced:\n{trace}");
     let named = calls
         .iter()
-        .rposition(|line| directory_synced(&line))
+        .rposition(directory_synced)
         .unwrap_or_else(|| panic!("the directory is not synced:\n{trace}"));
     assert!(contents < renamed && renamed < named, "{trace}");
 }

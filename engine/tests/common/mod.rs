@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod batch;
+pub mod chosen;
 pub mod crash;
 pub mod driver;
 pub mod fuzzed;
