@@ -153,6 +153,9 @@ pub(crate) struct Engine {
     pub(crate) reclaim: Mutex<ReclaimState>,
     /// Segments whose pages a checkpoint writes anew when it comes across them.
     pub(crate) evacuating: Mutex<Arc<BTreeSet<SegmentId>>>,
+    /// Segments with copies that snapshots are to name: nobody names them yet,
+    /// and they are live all the same.
+    pub(crate) unnamed_copies: Mutex<BTreeSet<SegmentId>>,
     /// What the job under way remembers. Held for a step.
     pub(crate) work: Mutex<Work>,
     /// Clients were served since somebody looked.

@@ -235,6 +235,7 @@ impl Engine {
             accounting: Mutex::default(),
             reclaim: Mutex::default(),
             evacuating: Mutex::default(),
+            unnamed_copies: Mutex::default(),
             work: Mutex::default(),
             clients_busy: false.into(),
             settings: Mutex::new(settings),

@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// What a chunk that snapshots name was, and is, by where it was.
+pub(super) type Moved = HashMap<(SegmentId, u32), (Entry, Entry)>;
+
 /// Names dealt with in one step.
 const NAMES_PER_STEP: usize = 2048;
 /// Leaves of a volume's map have this many entries.
@@ -38,7 +41,11 @@ const ENTRIES_PER_LEAF: u64 = 256;
 impl Engine {
     /// Moves the chunks of the first names: about a megabyte; how many names
     /// that were, and how many bytes were copied.
-    pub(super) fn move_some(&self, names: &[Name]) -> Result<(usize, u64), EngineError> {
+    pub(super) fn move_some(
+        &self,
+        names: &[Name],
+        moved: &mut Moved,
+    ) -> Result<(usize, u64), EngineError> {
         let volumes: HashMap<u64, Arc<Volume>> = {
             let volumes = self.volumes.read();
             let of = |id: u64| Some((id, Arc::clone(volumes.by_id.get(&id)?)));
@@ -49,10 +56,7 @@ impl Engine {
         let mut logical = 0;
         let mut count = 0;
         for run in runs_by(names, |name| place(&name.entry)) {
-            let chunk = volumes
-                .get(&names[run.start].tree)
-                .map_or(0, |volume| volume.chunk_bytes as usize);
-            logical += chunk.max(names[run.start].entry.stored as usize);
+            logical += names[run.start].chunk_bytes as usize;
             // A chunk with very many names is dealt with in several turns.
             if count > 0 && (logical > bytes_max || run.end > NAMES_PER_STEP) {
                 break;
@@ -62,9 +66,10 @@ impl Engine {
         let names = &names[..count];
         self.make_room_for_moving(logical as u64)?;
         let _guard = self.epochs.enter();
-        let marks = Marks::new(self, names.iter().map(|name| (name.tree, name.index)));
+        let of_volumes = names.iter().filter(|name| !name.of_snapshot);
+        let marks = Marks::new(self, of_volumes.map(|name| (name.tree, name.index)));
         let current = self.still_named(names, &volumes)?;
-        let copied = self.copy_chunks(&current, &volumes, &marks)?;
+        let copied = self.copy_chunks(&current, &volumes, &marks, moved)?;
         drop(marks);
         if self.layer_bytes.load(Ordering::Relaxed) > self.budget.layers as u64 {
             self.signals.maintenance.ring();
@@ -80,10 +85,15 @@ impl Engine {
     ) -> Result<Vec<Name>, EngineError> {
         let pages = Pages(&self.reader);
         let mut of_volume: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
-        for name in names {
-            of_volume.entry(name.tree).or_default().push(*name);
-        }
         let mut current = Vec::with_capacity(names.len());
+        for name in names {
+            if name.of_snapshot {
+                // Snapshots do not change.
+                current.push(*name);
+            } else {
+                of_volume.entry(name.tree).or_default().push(*name);
+            }
+        }
         for (id, mut names) in of_volume {
             let Some(volume) = volumes.get(&id).filter(|volume| !volume.is_deleted()) else {
                 continue;
@@ -108,6 +118,7 @@ impl Engine {
         names: &[Name],
         volumes: &HashMap<u64, Arc<Volume>>,
         marks: &Marks<'_>,
+        moved: &mut Moved,
     ) -> Result<u64, EngineError> {
         let runs: Vec<_> = runs_by(names, |name| name.entry).collect();
         let entries: Vec<Entry> = runs.iter().map(|run| names[run.start].entry).collect();
@@ -124,7 +135,7 @@ impl Engine {
                     continue;
                 }
             };
-            let logical = volumes[&first.tree].chunk_bytes;
+            let logical = first.chunk_bytes;
             let record = record.filter(|record| record.logical == logical);
             let print = record.and_then(|record| record.fingerprint);
             if let Some(print) = print
@@ -137,7 +148,15 @@ impl Engine {
                 );
                 continue;
             }
-            chunks.push((run, bytes, print, logical));
+            let owner = record.map_or(
+                Owner {
+                    tree: first.tree,
+                    index: first.index,
+                    level: 0,
+                },
+                |record| record.owner,
+            );
+            chunks.push((run, bytes, print, owner));
         }
         let largest = chunks.iter().map(|(_, bytes, ..)| bytes.len()).max();
         let Some(largest) = largest else {
@@ -148,28 +167,32 @@ impl Engine {
         let mut copied = 0;
         let mut state = self.lock_with_room_to_record()?;
         let ticket = state.appender.last_ticket();
-        for (run, bytes, print, logical) in chunks {
+        for (run, bytes, print, owner) in chunks {
             let names: Vec<&Name> = names[run]
                 .iter()
-                .filter(|name| marks.holds(&state, (name.tree, name.index)))
+                .filter(|name| name.of_snapshot || marks.holds(&state, (name.tree, name.index)))
                 .collect();
             let Some(first) = names.first() else { continue };
             let new = NewChunk {
                 kind: first.entry.kind,
                 bytes: &bytes,
                 checksum: first.entry.checksum,
-                logical_bytes: logical,
+                logical_bytes: first.chunk_bytes,
                 fingerprint: print,
-                owner: Owner {
-                    tree: first.tree,
-                    index: first.index,
-                    level: 0,
-                },
+                owner,
             };
             let entry = self.append_copy(&mut state, &new, &mut spare)?;
             copied += bytes.len() as u64;
             for name in names {
-                remap(&volumes[&name.tree], name.index, entry);
+                if name.of_snapshot {
+                    // With the copy, so before its segment can be sealed.
+                    if !broken("R21.unnamed") {
+                        self.unnamed_copies.lock().insert(entry.segment);
+                    }
+                    moved.insert(place(&name.entry), (name.entry, entry));
+                } else {
+                    remap(&volumes[&name.tree], name.index, entry);
+                }
             }
         }
         Self::journal_segment_events(&mut state);
@@ -255,7 +278,7 @@ impl Engine {
     }
 }
 
-fn place(entry: &Entry) -> (SegmentId, u32) {
+pub(super) fn place(entry: &Entry) -> (SegmentId, u32) {
     (entry.segment, entry.position)
 }
 

@@ -18,6 +18,7 @@
 
 mod copying;
 mod mover;
+mod snapshots;
 mod survey;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -199,6 +200,7 @@ impl Engine {
     ) -> Result<Vec<Candidate>, EngineError> {
         let mut named = BTreeSet::new();
         named.extend(roots.pointer.iter().map(|root| root.entry.segment));
+        named.extend(self.unnamed_copies.lock().iter());
         // Pages that snapshots and clones share are walked once.
         let mut visited = Visited::default();
         for root in roots.all() {

@@ -24,7 +24,7 @@ use tessera_dedup::Entry;
 use tessera_raid::{SegmentId, device::BLOCK_BYTES};
 
 use super::{
-    copying::{Marks, remap},
+    copying::{Marks, Moved, place, remap},
     survey::{Means, Victim},
 };
 use crate::{
@@ -48,9 +48,12 @@ const BYTES_PER_NAME: u64 = 64;
 /// Somebody who names a chunk of a victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name {
+    /// The volume, or the first of all snapshots that name the chunk.
     pub(super) tree: u64,
     pub(super) index: u64,
     pub(super) entry: Entry,
+    pub(super) chunk_bytes: u32,
+    pub(super) of_snapshot: bool,
 }
 
 /// A page in a victim: any record under it leads to it.
@@ -77,6 +80,8 @@ struct Pass {
     pages: Vec<PageName>,
     /// Names that have been dealt with.
     done: usize,
+    /// Where chunks that snapshots name are now.
+    moved: Moved,
     /// Free segments when it began.
     free_before: u32,
 }
@@ -150,6 +155,7 @@ impl Engine {
         let victims: Vec<SegmentId> = pass.victims.iter().map(|v| v.segment).collect();
         self.table.thaw(&victims);
         *self.evacuating.lock() = Arc::default();
+        self.unnamed_copies.lock().clear();
     }
 
     /// Empties segments in the caller's thread until something is free that was
@@ -179,11 +185,12 @@ impl Engine {
         match &mut work.stage {
             Stage::Plan => self.plan(work),
             Stage::Move(pass) if pass.done < pass.names.len() => {
-                let (names, bytes, full) = match self.move_some(&pass.names[pass.done..]) {
-                    Ok((names, bytes)) => (names, bytes, false),
-                    Err(error) if error.kind() == ErrorKind::NoSpace => (0, 0, true),
-                    Err(error) => return Err(error),
-                };
+                let (names, bytes, full) =
+                    match self.move_some(&pass.names[pass.done..], &mut pass.moved) {
+                        Ok((names, bytes)) => (names, bytes, false),
+                        Err(error) if error.kind() == ErrorKind::NoSpace => (0, 0, true),
+                        Err(error) => return Err(error),
+                    };
                 pass.done += names;
                 if full {
                     // What has been moved may free enough to go on.
@@ -257,13 +264,14 @@ impl Engine {
             names,
             pages,
             done: 0,
+            moved: Moved::new(),
             free_before,
         });
         Ok(Progress::Moved(0))
     }
 
     /// Bytes that can be moved without touching what checkpoints need.
-    fn room_for_moving(&self) -> u64 {
+    pub(super) fn room_for_moving(&self) -> u64 {
         let kept = self
             .reserve_segments()
             .saturating_sub(self.moving_segments());
@@ -297,26 +305,40 @@ impl Engine {
         let roots = self.roots();
         let wanted: BTreeSet<SegmentId> = segments.iter().copied().collect();
         let (mut names, mut pages) = (Vec::new(), Vec::new());
+        // All snapshots are one owner: what has moved has moved for all.
+        let mut of_snapshots = Visited::default();
+        let mut named_by_snapshots = BTreeSet::new();
         for Root { kind, tree } in roots.all() {
-            // What snapshots name is in no victim.
-            if matches!(kind, RootKind::Snapshot(_)) {
+            let Some((id, chunk_bytes)) = self.owner_of(kind) else {
                 continue;
-            }
-            // Each owner of a shared page has names of its own.
-            self.walk_names(tree, &mut Visited::default(), &mut |visit| match visit {
+            };
+            let of_snapshot = matches!(kind, RootKind::Snapshot(_));
+            // Each volume has names of its own in pages that it shares.
+            let visited = match of_snapshot {
+                true => &mut of_snapshots,
+                false => &mut Visited::default(),
+            };
+            self.walk_names(tree, visited, &mut |visit| match visit {
                 Visit::Page {
                     pointer,
                     level,
                     index,
-                } if wanted.contains(&pointer.entry.segment) => pages.push(PageName {
-                    tree,
-                    index: tree.shape.first_record(level, index),
-                }),
-                Visit::Entry { index, entry } if wanted.contains(&entry.segment) => {
+                } if wanted.contains(&pointer.entry.segment) && !of_snapshot => {
+                    pages.push(PageName {
+                        tree,
+                        index: tree.shape.first_record(level, index),
+                    })
+                }
+                Visit::Entry { index, entry }
+                    if wanted.contains(&entry.segment)
+                        && (!of_snapshot || named_by_snapshots.insert(place(&entry))) =>
+                {
                     names.push(Name {
-                        tree: tree.id,
+                        tree: id,
                         index,
                         entry,
+                        chunk_bytes,
+                        of_snapshot,
                     });
                 }
                 _ => {}
@@ -331,6 +353,17 @@ impl Engine {
         Ok((names, pages))
     }
 
+    /// The id under which a root's names are changed, and its chunk size. `None`
+    /// for what has been deleted meanwhile.
+    fn owner_of(&self, kind: RootKind) -> Option<(u64, u32)> {
+        let volumes = self.volumes.read();
+        match kind {
+            RootKind::Table => Some((0, 0)),
+            RootKind::Volume(id) => Some((id, volumes.by_id.get(&id)?.chunk_bytes)),
+            RootKind::Snapshot(id) => Some((id, volumes.snapshots.get(&id)?.disk.chunk_bytes)),
+        }
+    }
+
     /// Has the pages in victims written anew by the next checkpoint, and
     /// summaries that lie there; then frees what is dead.
     fn finish_pass(&self, pass: &Pass) -> Result<(), EngineError> {
@@ -342,6 +375,7 @@ impl Engine {
                 self.checkpoint_now(CheckpointKind::Normal)?;
             }
         }
+        self.rewrite_snapshots(&pass.moved)?;
         let victims: BTreeSet<SegmentId> = pass.victims.iter().map(|v| v.segment).collect();
         let mut moved = Vec::new();
         for (id, record) in self.table.live() {
@@ -352,6 +386,7 @@ impl Engine {
         }
         self.state.lock().recovered.extend(moved);
         self.checkpoint_now(CheckpointKind::Normal)?;
+        self.unnamed_copies.lock().clear();
         let _reclaim = self.reclaim.lock();
         self.reclaim_dead()?;
         self.finish_releases()
@@ -394,6 +429,12 @@ impl Engine {
             // Its pages hold few records: all of them are written anew.
             for volume in self.volumes.read().by_id.values() {
                 volume.state.write().record_changed = true;
+            }
+        } else if tree == roots.page.snapshots.id {
+            let mut state = self.state.lock();
+            let volumes = self.volumes.read();
+            if let Some((_, first)) = volumes.snapshots.range(page.index..).next() {
+                state.new_snapshots.push(Arc::clone(first));
             }
         }
         Ok(())

@@ -43,9 +43,6 @@ pub(super) struct Liveness {
     chunks: u64,
     /// How often they are named.
     pub(super) names: u64,
-    /// A snapshot names some of it. Its names are not changed, so a copy would
-    /// be one more.
-    pinned: bool,
 }
 
 impl Liveness {
@@ -95,7 +92,7 @@ impl Survey {
             let mut candidates: Vec<(&SegmentId, &Liveness)> = self
                 .segments
                 .iter()
-                .filter(|(_, live)| live.stream == stream && !live.pinned)
+                .filter(|(_, live)| live.stream == stream)
                 .collect();
             candidates.sort_unstable_by_key(|(id, live)| (live.bytes, id.0));
             let mut wasted: u64 = candidates
@@ -169,7 +166,6 @@ impl Engine {
                 bytes: 0,
                 chunks: 0,
                 names: 0,
-                pinned: false,
             };
             segments.insert(*id, none);
         }
@@ -189,20 +185,6 @@ impl Engine {
             self.walk_names(root.tree, &mut visited, &mut |visit| match visit {
                 Visit::Page { pointer, .. } => note(&pointer.entry),
                 Visit::Entry { entry, .. } => note(&entry),
-                _ => {}
-            })?;
-        }
-        // Again, because pages that they share have been visited.
-        let mut visited = Visited::default();
-        for root in roots.of_snapshots() {
-            let mut pin = |entry: &Entry| {
-                if let Some(live) = segments.get_mut(&entry.segment) {
-                    live.pinned = true;
-                }
-            };
-            self.walk_names(root.tree, &mut visited, &mut |visit| match visit {
-                Visit::Page { pointer, .. } => pin(&pointer.entry),
-                Visit::Entry { entry, .. } => pin(&entry),
                 _ => {}
             })?;
         }
