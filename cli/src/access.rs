@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tessera_engine::{
-    api::{JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, VolumeInfo, VolumeSpec},
+    api::{
+        JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, SnapshotDiff, SnapshotInfo,
+        VolumeInfo, VolumeSpec,
+    },
     pool::{IoChoice, Pool, PoolOptions},
 };
 
@@ -58,6 +61,61 @@ pub(crate) struct Resize {
     pub(crate) force: bool,
 }
 
+/// A snapshot: what `VOLUME@SNAPSHOT` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotName {
+    /// The volume's name.
+    pub(crate) volume: String,
+    /// The snapshot's own.
+    pub(crate) snapshot: String,
+}
+
+impl std::fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.volume, self.snapshot)
+    }
+}
+
+impl std::str::FromStr for SnapshotName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (volume, snapshot) = tessera_engine::snapshot::split_name(name)
+            .ok_or_else(|| format!("{name:?} is not of the form VOLUME@SNAPSHOT"))?;
+        Ok(Self {
+            volume: volume.to_owned(),
+            snapshot: snapshot.to_owned(),
+        })
+    }
+}
+
+/// Which part of a difference is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiffPart {
+    /// Where it begins.
+    #[serde(default)]
+    pub(crate) offset: u64,
+    /// Most ranges.
+    #[serde(default = "DiffPart::ranges_max")]
+    pub(crate) max: usize,
+}
+
+impl DiffPart {
+    /// What one answer has at most.
+    pub(crate) const fn ranges_max() -> usize {
+        100_000
+    }
+
+    /// The part from `offset` on.
+    pub(crate) const fn from(offset: u64) -> Self {
+        Self {
+            offset,
+            max: Self::ranges_max(),
+        }
+    }
+}
+
 /// A device that the pool does not use yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,8 +152,26 @@ pub(crate) trait Management: Send + Sync {
     fn resize_volume(&self, name: &str, resize: Resize) -> Result<VolumeInfo, Failure>;
     /// Gives a volume another name.
     fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, Failure>;
-    /// Deletes a volume.
-    fn delete_volume(&self, name: &str) -> Result<(), Failure>;
+    /// Deletes a volume; one that has snapshots only with them.
+    fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure>;
+
+    /// The snapshots of a volume, or of all.
+    fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure>;
+    /// Takes a snapshot.
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, Failure>;
+    /// Deletes a snapshot.
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), Failure>;
+    /// Makes the volume what its snapshot is; one in use only if forced.
+    fn roll_back(&self, name: &SnapshotName, force: bool) -> Result<VolumeInfo, Failure>;
+    /// Makes a volume of a snapshot.
+    fn clone_snapshot(&self, name: &SnapshotName, new: &str) -> Result<VolumeInfo, Failure>;
+    /// What changed from a snapshot to a volume or another snapshot.
+    fn snapshot_diff(
+        &self,
+        from: &SnapshotName,
+        to: &str,
+        part: DiffPart,
+    ) -> Result<SnapshotDiff, Failure>;
 
     /// Fails a member of the layout.
     fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure>;
@@ -241,8 +317,46 @@ impl Management for LocalPool {
         Ok(self.pool.rename_volume(old, new)?)
     }
 
-    fn delete_volume(&self, name: &str) -> Result<(), Failure> {
-        Ok(self.pool.delete_volume(name)?)
+    fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {
+        let deleted = match snapshots {
+            true => self.pool.delete_volume_and_snapshots(name),
+            false => self.pool.delete_volume(name),
+        };
+        deleted.map_err(Failure::from)
+    }
+
+    fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
+        Ok(self.pool.snapshots(volume)?)
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, Failure> {
+        Ok(self.pool.create_snapshot(&name.volume, &name.snapshot)?)
+    }
+
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), Failure> {
+        Ok(self.pool.delete_snapshot(&name.volume, &name.snapshot)?)
+    }
+
+    fn roll_back(&self, name: &SnapshotName, force: bool) -> Result<VolumeInfo, Failure> {
+        Ok(self.pool.roll_back(&name.volume, &name.snapshot, force)?)
+    }
+
+    fn clone_snapshot(&self, name: &SnapshotName, new: &str) -> Result<VolumeInfo, Failure> {
+        Ok(self
+            .pool
+            .clone_snapshot(&name.volume, &name.snapshot, new)?)
+    }
+
+    fn snapshot_diff(
+        &self,
+        from: &SnapshotName,
+        to: &str,
+        part: DiffPart,
+    ) -> Result<SnapshotDiff, Failure> {
+        let max = part.max.clamp(1, DiffPart::ranges_max());
+        Ok(self
+            .pool
+            .snapshot_diff(&from.to_string(), to, part.offset, max)?)
     }
 
     fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {

@@ -104,6 +104,10 @@ pub(crate) enum Command {
     /// Make, show and change volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Keep what volumes held, and get it back
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    Clone(commands::clone::Clone),
     /// Look after the members of a pool
     #[command(subcommand)]
     Member(MemberCommand),
@@ -151,6 +155,17 @@ pub(crate) enum MemberCommand {
     Replace(commands::member_replace::Replace),
     ReAdd(commands::member_replace::Readd),
     AddSpare(commands::member_add_spare::AddSpare),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    Create(commands::snapshot_create::Create),
+    #[command(visible_alias = "ls")]
+    List(commands::snapshot_list::List),
+    #[command(visible_alias = "rm")]
+    Delete(commands::snapshot_delete::Delete),
+    Rollback(commands::snapshot_rollback::Rollback),
+    Diff(commands::snapshot_diff::Diff),
 }
 
 #[derive(Debug, Subcommand)]
@@ -297,6 +312,8 @@ mod tests {
             ("tessera pool repair d", "--dry-run"),
             ("tessera job pause d x", "x"),
             ("tessera volume rename d a", "NEW"),
+            ("tessera snapshot create d vm1", "VOLUME@SNAPSHOT"),
+            ("tessera clone d a@b", "NEW"),
             ("tessera vollume list d", "'volume'"),
             ("tessera volume lst d", "'list'"),
             ("tessera pool status d --jsn", "'--json'"),

@@ -13,6 +13,7 @@ mod control;
 mod daemon;
 mod failure;
 mod logging;
+mod moment;
 mod notify;
 mod output;
 mod signals;

@@ -46,6 +46,10 @@ pub(crate) fn volume<T>(
         let Ok(volumes) = pool.volumes() else {
             return failure;
         };
+        // It is there: what was not found is something of it.
+        if volumes.iter().any(|volume| volume.name == name) {
+            return failure;
+        }
         match closest(name, volumes.iter().map(|volume| volume.name.as_str())) {
             Some(meant) => Failure::new(
                 failure.kind,

@@ -38,6 +38,12 @@ const COMMANDS: &[(&str, Way)] = &[
     ("volume resize", Changes),
     ("volume rename", Changes),
     ("volume delete", Changes),
+    ("snapshot create", Changes),
+    ("snapshot list", Looks(&["one", "--json"])),
+    ("snapshot delete", Changes),
+    ("snapshot rollback", Changes),
+    ("snapshot diff", Looks(&["one@s", "--json"])),
+    ("clone", Changes),
     ("member list", Looks(&["--json"])),
     ("member fail", Changes),
     ("member remove", Changes),
@@ -137,6 +143,7 @@ fn what_only_looks_says_the_same_of_a_served_pool() {
         tool("nbdcopy", &["--flush", &text(&image), &served.uri("one")]).ok();
         served.stop();
     }
+    pool.run("snapshot", "create", &["one@s"]).ok();
     pool.run("scrub", "start", &["--json"]).ok();
     let looks = || -> Vec<(&str, Option<i32>, Value)> {
         let looking = COMMANDS.iter().filter_map(|(name, way)| match way {

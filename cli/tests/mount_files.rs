@@ -55,7 +55,7 @@ fn a_volume_is_a_file_with_the_end_of_a_disk() {
     pool.volume("a", "64M");
     pool.volume("b", "1G");
     let mounted = Mounted::start(&pool, &["--foreground"]);
-    assert_eq!(names(&mounted.path), ["volumes"]);
+    assert_eq!(names(&mounted.path), ["snapshots", "volumes"]);
     assert_eq!(names(&mounted.path.join("volumes")), ["a", "b"]);
     let file = fs::metadata(mounted.file("b")).unwrap();
     assert_eq!((file.len(), file.mode()), (1 << 30, 0o100_600));

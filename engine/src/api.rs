@@ -256,6 +256,8 @@ pub struct SnapshotDiff {
     pub changed_bytes: u64,
     /// Ascending, and apart from each other.
     pub ranges: Vec<ChangedRange>,
+    /// Everything below has been compared, from where the search began.
+    pub end: u64,
 }
 
 /// How a pool is laid out at creation.

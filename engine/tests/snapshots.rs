@@ -513,3 +513,73 @@ fn a_full_pool_gets_out_of_it_by_deleting_snapshots() {
     assert!(read(&pool, "a", 0, 1 << 20) == noise(1, 1 << 20));
     assert_eq!(pool.failure(), None);
 }
+
+#[test]
+fn a_diff_names_every_byte_that_reads_differently() {
+    for seed in 0..12 {
+        let mut rng = Rng::new(seed);
+        let world = world();
+        let pool = world.open().unwrap();
+        pool.create_volume(&volume("a", 1 << 20)).unwrap();
+        write(&pool, "a", 0, &noise(seed, 512 << 10));
+        for round in 0..4 {
+            pool.create_snapshot("a", &format!("s{round}")).unwrap();
+            for _ in 0..1 + rng.below(4) {
+                let length = 1 + rng.below(60_000);
+                let offset = rng.below((1 << 20) - length);
+                match rng.below(4) {
+                    0 => drop(request(&pool, "a", Operation::Discard { offset, length })),
+                    1 => pool.checkpoint().unwrap(),
+                    _ => write(&pool, "a", offset, &noise(rng.next(), length as usize)),
+                }
+            }
+            if rng.chance(4) {
+                pool.roll_back("a", "s0", false).unwrap();
+            }
+        }
+        pool.clone_snapshot("a", "s2", "c").unwrap();
+        write(&pool, "c", 300_000, &noise(rng.next(), 9000));
+        let contents = everything(&pool);
+        for (old, before) in contents.iter().filter(|(name, _)| name.contains('@')) {
+            for (new, after) in &contents {
+                let (max, mut at, mut changed) = (1 + rng.below(5), 0, vec![false; 1 << 20]);
+                while at < 1 << 20 {
+                    let part = pool.snapshot_diff(old, new, at, max as usize).unwrap();
+                    assert!(part.end > at && part.ranges.len() as u64 <= max);
+                    for range in part.ranges {
+                        let end = range.offset + range.length;
+                        assert!(range.offset >= at && end <= part.end && range.length > 0);
+                        changed[range.offset as usize..end as usize].fill(true);
+                    }
+                    at = part.end;
+                }
+                let differs = |at: &usize| before[*at] != after[*at];
+                let missed = (0..1 << 20).filter(differs).find(|at| !changed[*at]);
+                assert_eq!(missed, None, "{seed}: {old} to {new}");
+                if old == new {
+                    assert!(!changed.contains(&true), "{old} is as it is");
+                }
+                let (_, own) = old.split_once('@').unwrap();
+                if !new.starts_with('a') {
+                    continue;
+                }
+                // What a front end is told covers the same.
+                let disk = pool.disk(new).unwrap();
+                assert!(disk.knows_snapshot(own) && !disk.knows_snapshot("none"));
+                let (mut at, mut told) = (1000, vec![false; 1 << 20]);
+                while at < 1_000_000 {
+                    let runs = disk.changed_since(own, at, 1_000_000 - at, 3).unwrap();
+                    assert!(!runs.is_empty() && runs.len() <= 3);
+                    for run in runs {
+                        let end = at + run.length;
+                        told[at as usize..end as usize].fill(run.changed);
+                        at = end;
+                    }
+                }
+                assert_eq!(at, 1_000_000);
+                let missed = (1000..1_000_000).filter(differs).find(|at| !told[*at]);
+                assert_eq!(missed, None, "{seed}: {new} since {own}");
+            }
+        }
+    }
+}

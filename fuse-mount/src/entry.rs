@@ -5,10 +5,12 @@ use std::time::SystemTime;
 use fuser::{FileAttr, FileType, INodeNo};
 use tessera_engine::api::VolumeInfo;
 
-use crate::inode::Inode;
+use crate::{inode::Inode, volumes::is_snapshot};
 
 /// The name of the directory with the volumes.
 pub const VOLUMES_NAME: &str = "volumes";
+/// The name of the directory with the snapshots.
+pub const SNAPSHOTS_NAME: &str = "snapshots";
 /// Whole chunks cost least, and most volumes have chunks of this size.
 const BLOCK_BYTES: u32 = 4096;
 /// `st_blocks` counts in these.
@@ -40,13 +42,17 @@ impl Owner {
     /// have any.
     pub fn volume(&self, volume: &VolumeInfo, size: u64, modified: SystemTime) -> Option<FileAttr> {
         let ino = Inode::Volume(volume.id).number()?;
+        let mode = match is_snapshot(volume) {
+            true => 0o400,
+            false => 0o600,
+        };
         Some(FileAttr {
             size,
             blocks: blocks(size, volume.logical_bytes),
             mtime: modified,
             ctime: modified,
             blksize: volume.chunk_bytes,
-            ..self.attributes(ino, FileType::RegularFile, 0o600)
+            ..self.attributes(ino, FileType::RegularFile, mode)
         })
     }
 
@@ -93,13 +99,13 @@ pub struct DirectoryLine {
     pub name: String,
 }
 
-/// The lines of a directory after `cookie`. Cookies of volumes are made of
+/// The lines of a directory after `cookie`; `volumes` are its files. Cookies of volumes are made of
 /// their ids, so that a listing in pieces neither skips nor repeats any while
 /// others come and go.
 pub fn list(directory: Inode, volumes: &[VolumeInfo], cookie: u64) -> Option<Vec<DirectoryLine>> {
     let line = |inode: Inode, cookie, name: &str| {
         let kind = match inode {
-            Inode::Root | Inode::Volumes => FileType::Directory,
+            Inode::Root | Inode::Volumes | Inode::Snapshots => FileType::Directory,
             Inode::Volume(_) => FileType::RegularFile,
         };
         inode.number().map(|ino| DirectoryLine {
@@ -111,8 +117,11 @@ pub fn list(directory: Inode, volumes: &[VolumeInfo], cookie: u64) -> Option<Vec
     };
     let mut lines = vec![line(directory, 1, "."), line(Inode::Root, 2, "..")];
     match directory {
-        Inode::Root => lines.push(line(Inode::Volumes, 3, VOLUMES_NAME)),
-        Inode::Volumes => {
+        Inode::Root => {
+            lines.push(line(Inode::Volumes, 3, VOLUMES_NAME));
+            lines.push(line(Inode::Snapshots, 4, SNAPSHOTS_NAME));
+        }
+        Inode::Volumes | Inode::Snapshots => {
             let mut volumes: Vec<&VolumeInfo> = volumes.iter().collect();
             volumes.sort_by_key(|volume| volume.id);
             let line = |volume: &VolumeInfo| {
@@ -154,7 +163,11 @@ mod tests {
     #[test]
     fn directories_list_themselves_and_what_is_in_them() {
         let volumes = [volume(7, "b"), volume(3, "a")];
-        assert_eq!(names(Inode::Root, &volumes, 0), [".", "..", "volumes"]);
+        let top = [".", "..", "volumes", "snapshots"];
+        assert_eq!(names(Inode::Root, &volumes, 0), top);
+        let snapshots = [volume(8, "a@y"), volume(4, "b@x")];
+        let inside = [".", "..", "b@x", "a@y"];
+        assert_eq!(names(Inode::Snapshots, &snapshots, 0), inside);
         assert_eq!(names(Inode::Volumes, &volumes, 0), [".", "..", "a", "b"]);
         assert_eq!(list(Inode::Volume(3), &volumes, 0), None);
     }
@@ -195,6 +208,8 @@ mod tests {
         assert_eq!((attributes.uid, attributes.gid), (5, 6));
         assert_eq!(attributes.mtime, later);
         assert_eq!(owner.volume(&volume(u64::MAX, "a"), 1, later), None);
+        let snapshot = owner.volume(&volume(4, "a@s"), 1 << 20, later);
+        assert_eq!(snapshot.expect("attributes").perm, 0o400);
         owner.read_only = true;
         let attributes = owner
             .volume(&volume(3, "a"), 1 << 20, later)

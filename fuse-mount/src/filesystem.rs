@@ -337,8 +337,14 @@ impl Filesystem for TesseraFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let lines = Inode::from_number(ino)
-            .and_then(|directory| entry::list(directory, &self.shared.volumes.list(), offset));
+        let lines = Inode::from_number(ino).and_then(|directory| {
+            let files = match directory {
+                Inode::Volumes => self.shared.volumes.list(),
+                Inode::Snapshots => self.shared.volumes.snapshots(),
+                Inode::Root | Inode::Volume(_) => Vec::new(),
+            };
+            entry::list(directory, &files, offset)
+        });
         let Some(lines) = lines else {
             return reply.error(Errno::ENOTDIR);
         };

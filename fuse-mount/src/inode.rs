@@ -12,14 +12,16 @@ pub enum Inode {
     Root,
     /// The directory `volumes`.
     Volumes,
-    /// The file of the volume with this id.
+    /// The directory `snapshots`.
+    Snapshots,
+    /// The file of the volume or snapshot with this id: they share no ids.
     Volume(u64),
 }
 
 /// 1 is the kernel's number for the root.
 const ROOT: u64 = 1;
 const VOLUMES: u64 = 2;
-// 3 is kept for a directory of snapshots.
+const SNAPSHOTS: u64 = 3;
 /// The number of volume 0; the gap leaves room for more directories.
 const FIRST_VOLUME: u64 = 64;
 
@@ -29,6 +31,7 @@ impl Inode {
         let number = match self {
             Self::Root => ROOT,
             Self::Volumes => VOLUMES,
+            Self::Snapshots => SNAPSHOTS,
             Self::Volume(id) => id.checked_add(FIRST_VOLUME)?,
         };
         Some(INodeNo(number))
@@ -39,6 +42,7 @@ impl Inode {
         match number.0 {
             ROOT => Some(Self::Root),
             VOLUMES => Some(Self::Volumes),
+            SNAPSHOTS => Some(Self::Snapshots),
             other => other.checked_sub(FIRST_VOLUME).map(Self::Volume),
         }
     }
@@ -53,10 +57,15 @@ mod tests {
     #[test]
     fn directories_have_fixed_numbers() {
         assert_eq!(Inode::Root.number(), Some(INodeNo::ROOT));
-        for inode in [Inode::Root, Inode::Volumes, Inode::Volume(0)] {
+        for inode in [
+            Inode::Root,
+            Inode::Volumes,
+            Inode::Snapshots,
+            Inode::Volume(0),
+        ] {
             assert_eq!(inode.number().and_then(Inode::from_number), Some(inode));
         }
-        for number in [0, 3, FIRST_VOLUME - 1] {
+        for number in [0, 4, FIRST_VOLUME - 1] {
             assert_eq!(Inode::from_number(INodeNo(number)), None);
         }
     }

@@ -22,12 +22,12 @@ use tessera_engine::api::VolumeInfo;
 use crate::{
     attribute::{self, Defaults},
     combine::Combiner,
-    entry::{Owner, VOLUMES_NAME},
+    entry::{Owner, SNAPSHOTS_NAME, VOLUMES_NAME},
     errno::{Errno, errno_of_management},
     file::{OpenFile, ReadPiece},
     inode::Inode,
     node::Node,
-    volumes::Volumes,
+    volumes::{Volumes, is_snapshot},
 };
 
 /// How long a deletion waits for closes that are on their way.
@@ -99,14 +99,35 @@ impl Shared {
     fn node(&self, volume: u64) -> Arc<Node> {
         let mut nodes = self.nodes.lock();
         let entry = nodes.entry(volume);
-        Arc::clone(entry.or_insert_with(|| Arc::new(Node::new(volume, self.owner.mounted))))
+        let modified = || match self.volumes.snapshot_by_id(volume) {
+            Some((_, taken)) => taken,
+            None => self.owner.mounted,
+        };
+        Arc::clone(entry.or_insert_with(|| Arc::new(Node::new(volume, modified()))))
     }
 
     fn volume(&self, ino: INodeNo) -> Result<VolumeInfo, Errno> {
         match Inode::from_number(ino) {
-            Some(Inode::Volume(id)) => self.volumes.by_id(id).ok_or(Errno::ENOENT),
-            Some(Inode::Root | Inode::Volumes) => Err(Errno::EISDIR),
+            Some(Inode::Volume(id)) => {
+                let snapshot = || {
+                    self.volumes
+                        .snapshot_by_id(id)
+                        .map(|(snapshot, _)| snapshot)
+                };
+                let found = self.volumes.by_id(id).or_else(snapshot);
+                found.ok_or(Errno::ENOENT)
+            }
+            Some(Inode::Root | Inode::Volumes | Inode::Snapshots) => Err(Errno::EISDIR),
             None => Err(Errno::ENOENT),
+        }
+    }
+
+    /// A volume that may be changed.
+    fn changeable(&self, ino: INodeNo) -> Result<VolumeInfo, Errno> {
+        let volume = self.volume(ino)?;
+        match is_snapshot(&volume) {
+            true => Err(Errno::EROFS),
+            false => Ok(volume),
         }
     }
 
@@ -119,8 +140,8 @@ impl Shared {
 
     pub(crate) fn attributes(&self, ino: INodeNo) -> Result<FileAttr, Errno> {
         match Inode::from_number(ino) {
-            Some(Inode::Root) => Ok(self.owner.directory(ino, 1)),
-            Some(Inode::Volumes) => Ok(self.owner.directory(ino, 0)),
+            Some(Inode::Root) => Ok(self.owner.directory(ino, 2)),
+            Some(Inode::Volumes | Inode::Snapshots) => Ok(self.owner.directory(ino, 0)),
             _ => self.volume_attributes(&self.volume(ino)?),
         }
     }
@@ -132,9 +153,17 @@ impl Shared {
                 let ino = Inode::Volumes.number().expect("directories have numbers");
                 self.attributes(ino)
             }
+            Some(Inode::Root) if name == SNAPSHOTS_NAME => {
+                let ino = Inode::Snapshots.number().expect("directories have numbers");
+                self.attributes(ino)
+            }
             Some(Inode::Volumes) => {
                 let volume = self.volumes.find(name).ok_or(Errno::ENOENT)?;
                 self.volume_attributes(&volume)
+            }
+            Some(Inode::Snapshots) => {
+                let (snapshot, _) = self.volumes.snapshot(name).ok_or(Errno::ENOENT)?;
+                self.volume_attributes(&snapshot)
             }
             Some(Inode::Volume(_)) => Err(Errno::ENOTDIR),
             _ => Err(Errno::ENOENT),
@@ -145,7 +174,10 @@ impl Shared {
         if self.owner.read_only && flags.acc_mode() != OpenAccMode::O_RDONLY {
             return Err(Errno::EROFS);
         }
-        let volume = self.volume(ino)?;
+        let volume = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => self.volume(ino)?,
+            _ => self.changeable(ino)?,
+        };
         let node = self.node(volume.id);
         // Of what may not shrink, the end is as fixed as a disk's, and O_TRUNC
         // means as little.
@@ -154,7 +186,11 @@ impl Shared {
         }
         let disk = self.volumes.open(&volume.name).ok_or(Errno::ENOENT)?;
         // It may have been renamed in between, and another have got the name.
-        let now = self.volumes.find(&volume.name);
+        let snapshot = |name| self.volumes.snapshot(name).map(|(snapshot, _)| snapshot);
+        let now = match is_snapshot(&volume) {
+            true => snapshot(&volume.name),
+            false => self.volumes.find(&volume.name),
+        };
         if now.is_none_or(|now| now.id != volume.id) {
             return Err(Errno::ESTALE);
         }
@@ -220,8 +256,10 @@ impl Shared {
 
     /// The name of a file that is or could be in the directory `volumes`.
     fn name_in_volumes<'a>(&self, parent: INodeNo, name: &'a OsStr) -> Result<&'a str, Errno> {
-        if Inode::from_number(parent) != Some(Inode::Volumes) {
-            return Err(Errno::EPERM);
+        match Inode::from_number(parent) {
+            Some(Inode::Volumes) => {}
+            Some(Inode::Snapshots) => return Err(Errno::EROFS),
+            _ => return Err(Errno::EPERM),
         }
         if self.owner.read_only {
             return Err(Errno::EROFS);
@@ -230,7 +268,7 @@ impl Shared {
     }
 
     pub(crate) fn truncate(&self, ino: INodeNo, size: u64) -> Result<(), Errno> {
-        let volume = self.volume(ino)?;
+        let volume = self.changeable(ino)?;
         let node = self.node(volume.id);
         self.gated(|| node.truncate(self.volumes.as_ref(), volume.size_bytes, size))
     }
@@ -243,7 +281,7 @@ impl Shared {
 
     pub(crate) fn attribute_names(&self, ino: INodeNo) -> Result<Vec<u8>, Errno> {
         match Inode::from_number(ino).ok_or(Errno::ENOENT)? {
-            Inode::Root => Ok(Vec::new()),
+            Inode::Root | Inode::Snapshots => Ok(Vec::new()),
             Inode::Volumes => Ok(attribute::names_of_directory()),
             Inode::Volume(_) => Ok(attribute::names_of_volume()),
         }
@@ -252,7 +290,7 @@ impl Shared {
     pub(crate) fn attribute(&self, ino: INodeNo, name: &OsStr) -> Result<String, Errno> {
         let (name, volumes) = (name.as_encoded_bytes(), self.volumes.as_ref());
         match Inode::from_number(ino).ok_or(Errno::ENOENT)? {
-            Inode::Root => Err(Errno::ENODATA),
+            Inode::Root | Inode::Snapshots => Err(Errno::ENODATA),
             Inode::Volumes => {
                 let defaults = *self.defaults.lock();
                 self.gated(|| attribute::of_directory(name, &defaults, volumes))
@@ -273,10 +311,10 @@ impl Shared {
     ) -> Result<(), Errno> {
         let name = name.as_encoded_bytes();
         match Inode::from_number(ino).ok_or(Errno::ENOENT)? {
-            Inode::Root => Err(Errno::EOPNOTSUPP),
+            Inode::Root | Inode::Snapshots => Err(Errno::EOPNOTSUPP),
             Inode::Volumes => self.defaults.lock().set(name, value),
             Inode::Volume(_) => {
-                let node = self.node(self.volume(ino)?.id);
+                let node = self.node(self.changeable(ino)?.id);
                 attribute::set_of_volume(name, value, &node)
             }
         }

@@ -1,6 +1,9 @@
 //! What the file system needs of a pool.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tessera_engine::{
     EngineError, ErrorKind,
@@ -38,7 +41,22 @@ pub trait Volumes: Send + Sync + 'static {
     fn find(&self, name: &str) -> Option<VolumeInfo>;
     /// One by its id, which never changes.
     fn by_id(&self, id: u64) -> Option<VolumeInfo>;
-    /// One by its name, to be read and written; in use while it is held.
+    /// All snapshots, as if they were volumes named `VOLUME@SNAPSHOT`.
+    fn snapshots(&self) -> Vec<VolumeInfo> {
+        Vec::new()
+    }
+    /// One snapshot by its full name, and when it was taken.
+    fn snapshot(&self, name: &str) -> Option<(VolumeInfo, SystemTime)> {
+        let _ = name;
+        None
+    }
+    /// One snapshot by its id, which no volume has.
+    fn snapshot_by_id(&self, id: u64) -> Option<(VolumeInfo, SystemTime)> {
+        let _ = id;
+        None
+    }
+    /// A volume or a snapshot by its name, to be read and, if it is a volume,
+    /// written; in use while it is held.
     fn open(&self, name: &str) -> Option<Arc<dyn Disk>>;
     /// The pool's room.
     fn space(&self) -> Space;
@@ -66,6 +84,16 @@ pub trait Volumes: Send + Sync + 'static {
     fn delete(&self, name: &str) -> Result<(), EngineError>;
 }
 
+fn with_time((snapshot, unix_ms): (VolumeInfo, u64)) -> (VolumeInfo, SystemTime) {
+    let taken = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    (snapshot, taken.unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+/// Volumes cannot have such names.
+pub(crate) fn is_snapshot(volume: &VolumeInfo) -> bool {
+    volume.name.contains('@')
+}
+
 impl Volumes for Pool {
     fn list(&self) -> Vec<VolumeInfo> {
         self.glance()
@@ -77,6 +105,19 @@ impl Volumes for Pool {
 
     fn by_id(&self, id: u64) -> Option<VolumeInfo> {
         self.glance_at_id(id)
+    }
+
+    fn snapshots(&self) -> Vec<VolumeInfo> {
+        let all = self.glance_snapshots().into_iter();
+        all.map(|(snapshot, _)| snapshot).collect()
+    }
+
+    fn snapshot(&self, name: &str) -> Option<(VolumeInfo, SystemTime)> {
+        self.glance_snapshot(name).map(with_time)
+    }
+
+    fn snapshot_by_id(&self, id: u64) -> Option<(VolumeInfo, SystemTime)> {
+        self.glance_snapshot_at_id(id).map(with_time)
     }
 
     fn open(&self, name: &str) -> Option<Arc<dyn Disk>> {

@@ -2,8 +2,8 @@
 //! error. Not part of the crate's interface.
 
 use crate::protocol::{
-    Action, Agreement, Encryption, ExportInfo, Exports, HeaderStyle, Negotiation, Parsed, Progress,
-    Step, Terms, constants::MAX_PAYLOAD_BYTES, request,
+    Action, Agreement, ContextSet, Encryption, ExportInfo, Exports, HeaderStyle, Negotiation,
+    Parsed, Progress, Step, Terms, constants::MAX_PAYLOAD_BYTES, request,
 };
 
 const SIZE: u64 = 1 << 30;
@@ -23,6 +23,10 @@ impl Exports for Two {
             size: SIZE,
             read_only: known == "b",
         })
+    }
+
+    fn snapshots(&self, _: &str) -> Vec<String> {
+        vec!["s".to_owned()]
     }
 }
 
@@ -47,7 +51,7 @@ pub fn negotiation(bytes: &[u8]) {
             Step::Transmission(Agreement {
                 export,
                 style,
-                block_status,
+                contexts,
             }) => {
                 let ExportInfo {
                     size, read_only, ..
@@ -55,7 +59,7 @@ pub fn negotiation(bytes: &[u8]) {
                 requests(
                     Terms {
                         style,
-                        block_status,
+                        contexts: contexts.set,
                         read_only,
                         size,
                     },
@@ -77,11 +81,15 @@ pub fn transmission(bytes: &[u8]) {
         1 => HeaderStyle::Structured,
         _ => HeaderStyle::Extended,
     };
-    let (block_status, read_only) = (first & 4 != 0, first & 8 != 0);
+    let read_only = first & 8 != 0;
+    let contexts = match first & 4 {
+        0 => ContextSet::NONE,
+        _ => ContextSet::ALLOCATION,
+    };
     requests(
         Terms {
             style,
-            block_status,
+            contexts,
             read_only,
             size: SIZE,
         },

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod gc_cancel;
@@ -27,6 +28,11 @@ pub(crate) mod scrub_cancel;
 pub(crate) mod scrub_start;
 pub(crate) mod scrub_status;
 pub(crate) mod serve;
+pub(crate) mod snapshot_create;
+pub(crate) mod snapshot_delete;
+pub(crate) mod snapshot_diff;
+pub(crate) mod snapshot_list;
+pub(crate) mod snapshot_rollback;
 pub(crate) mod volume_create;
 pub(crate) mod volume_delete;
 pub(crate) mod volume_list;
@@ -38,7 +44,7 @@ use crate::{
     access::JobControl,
     args::{
         Cli, Command, ConfigCommand, GcCommand, JobCommand, MemberCommand, PoolCommand,
-        ScrubCommand, VolumeCommand,
+        ScrubCommand, SnapshotCommand, VolumeCommand,
     },
     output::Outcome,
 };
@@ -76,6 +82,12 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Volume(VolumeCommand::Resize(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Rename(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Delete(command)) => command.run(globals)?,
+        Command::Snapshot(SnapshotCommand::Create(command)) => command.run(globals)?,
+        Command::Snapshot(SnapshotCommand::List(command)) => command.run(globals)?,
+        Command::Snapshot(SnapshotCommand::Delete(command)) => command.run(globals)?,
+        Command::Snapshot(SnapshotCommand::Rollback(command)) => command.run(globals)?,
+        Command::Snapshot(SnapshotCommand::Diff(command)) => command.run(globals)?,
+        Command::Clone(command) => command.run(globals)?,
         Command::Serve(command) => command.run(globals)?,
         Command::Mount(command) => command.run(globals)?,
         Command::Config(ConfigCommand::Check(command)) => command.run()?,

@@ -86,9 +86,16 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
     line(
         "Mapped",
         format!(
-            "{} in {} volumes",
+            "{} in {} volumes{}",
             size::format(pool.logical_bytes),
-            pool.volumes
+            pool.volumes,
+            match pool.snapshots {
+                0 => String::new(),
+                count => format!(
+                    ", with {count} snapshots that hold {} more",
+                    size::format(pool.snapshot_bytes)
+                ),
+            }
         ),
     );
     line(

@@ -9,15 +9,21 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Serialize, de::DeserializeOwned};
-use tessera_engine::api::{JobInfo, JobKind, PoolSettings, SettingsChange, VolumeInfo, VolumeSpec};
+use tessera_engine::api::{
+    JobInfo, JobKind, PoolSettings, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo,
+    VolumeSpec,
+};
 
 use super::{
     Address, SOCKET_NAME,
     http::{self, Parsed, Request, Response},
-    wire::{self, ChangeBody, CheckBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
+    wire::{
+        self, ChangeBody, CheckBody, CloneBody, DeleteBody, DiffBody, ErrorBody, FailBody,
+        ReaddBody, RollBackBody, SpareAnswer,
+    },
 };
 use crate::{
-    access::{JobControl, Management, NewDevice, Resize, StatusAnswer},
+    access::{DiffPart, JobControl, Management, NewDevice, Resize, SnapshotName, StatusAnswer},
     check_run::CheckAnswer,
     failure::{Failure, Kind},
 };
@@ -181,6 +187,10 @@ fn member_path(member: u32, verb: &str) -> String {
     format!("{}/{member}{verb}", wire::MEMBERS_PATH)
 }
 
+fn snapshot_path(name: &SnapshotName, verb: &str) -> String {
+    wire::snapshot_path(&name.to_string()) + verb
+}
+
 impl Management for Client {
     fn status(&self) -> Result<StatusAnswer, Failure> {
         self.call("GET", wire::STATUS_PATH, NO_BODY)
@@ -215,8 +225,49 @@ impl Management for Client {
         self.call("PATCH", &wire::volume_path(old), Some(&body))
     }
 
-    fn delete_volume(&self, name: &str) -> Result<(), Failure> {
-        self.call("DELETE", &wire::volume_path(name), NO_BODY)
+    fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {
+        let body = DeleteBody { snapshots };
+        self.call("DELETE", &wire::volume_path(name), Some(&body))
+    }
+
+    fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
+        match volume {
+            None => self.call("GET", wire::SNAPSHOTS_PATH, NO_BODY),
+            Some(volume) => self.call("GET", &wire::snapshot_path(volume), NO_BODY),
+        }
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, Failure> {
+        self.call("POST", &snapshot_path(name, ""), NO_BODY)
+    }
+
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), Failure> {
+        self.call("DELETE", &snapshot_path(name, ""), NO_BODY)
+    }
+
+    fn roll_back(&self, name: &SnapshotName, force: bool) -> Result<VolumeInfo, Failure> {
+        let body = RollBackBody { force };
+        self.call("POST", &snapshot_path(name, "/rollback"), Some(&body))
+    }
+
+    fn clone_snapshot(&self, name: &SnapshotName, new: &str) -> Result<VolumeInfo, Failure> {
+        let body = CloneBody {
+            name: new.to_owned(),
+        };
+        self.call("POST", &snapshot_path(name, "/clone"), Some(&body))
+    }
+
+    fn snapshot_diff(
+        &self,
+        from: &SnapshotName,
+        to: &str,
+        part: DiffPart,
+    ) -> Result<SnapshotDiff, Failure> {
+        let body = DiffBody {
+            to: to.to_owned(),
+            part,
+        };
+        self.call("POST", &snapshot_path(from, "/diff"), Some(&body))
     }
 
     fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {

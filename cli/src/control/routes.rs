@@ -5,10 +5,13 @@ use tessera_engine::api::VolumeSpec;
 
 use super::{
     http::{Malformed, Request, Response},
-    wire::{self, ChangeBody, CheckBody, CreateBody, ErrorBody, FailBody, ReaddBody, SpareAnswer},
+    wire::{
+        self, ChangeBody, CheckBody, CloneBody, CreateBody, DeleteBody, DiffBody, ErrorBody,
+        FailBody, ReaddBody, RollBackBody, SpareAnswer,
+    },
 };
 use crate::{
-    access::{JobControl, Management, Resize},
+    access::{JobControl, Management, Resize, SnapshotName},
     failure::{Failure, Kind},
 };
 
@@ -32,9 +35,18 @@ pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
         return match method {
             "GET" => reply(200, pool.volume(&name)),
             "PATCH" => reply(200, change(pool, &name, request)),
-            "DELETE" => reply(200, pool.delete_volume(&name)),
+            "DELETE" => reply(200, delete(pool, &name, request)),
             _ => not_allowed("GET, PATCH, DELETE"),
         };
+    }
+    if request.path == wire::SNAPSHOTS_PATH {
+        return match method {
+            "GET" => reply(200, pool.snapshots(None)),
+            _ => not_allowed("GET"),
+        };
+    }
+    if let Some((name, verb)) = wire::snapshot_name(&request.path) {
+        return snapshot_call(pool, &name, verb, request);
     }
     if request.path == wire::MEMBERS_PATH {
         return match method {
@@ -100,6 +112,44 @@ fn nothing_here() -> Response {
 fn add_spare(pool: &dyn Management, request: &Request) -> Result<SpareAnswer, Failure> {
     let index = pool.add_spare(&read_body(request)?)?;
     Ok(SpareAnswer { index })
+}
+
+/// Of a volume's snapshots, or of one.
+fn snapshot_call(
+    pool: &dyn Management,
+    name: &str,
+    verb: Option<&str>,
+    request: &Request,
+) -> Response {
+    let method = request.method.as_str();
+    let Ok(name) = name.parse::<SnapshotName>() else {
+        return match (verb, method) {
+            (None, "GET") => reply(200, pool.snapshots(Some(name))),
+            (None, _) => not_allowed("GET"),
+            _ => nothing_here(),
+        };
+    };
+    match (verb, method) {
+        (None, "POST") => reply(201, pool.create_snapshot(&name)),
+        (None, "DELETE") => reply(200, pool.delete_snapshot(&name)),
+        (None, _) => not_allowed("POST, DELETE"),
+        (Some("rollback"), "POST") => reply(
+            200,
+            body_or_default::<RollBackBody>(request)
+                .and_then(|body| pool.roll_back(&name, body.force)),
+        ),
+        (Some("clone"), "POST") => reply(
+            201,
+            read_body::<CloneBody>(request).and_then(|body| pool.clone_snapshot(&name, &body.name)),
+        ),
+        (Some("diff"), "POST") => reply(
+            200,
+            read_body::<DiffBody>(request)
+                .and_then(|body| pool.snapshot_diff(&name, &body.to, body.part)),
+        ),
+        (Some("rollback" | "clone" | "diff"), _) => not_allowed("POST"),
+        _ => nothing_here(),
+    }
 }
 
 fn member_call(
@@ -172,6 +222,18 @@ fn change(
             Kind::InvalidArgument,
             "A change is either size_bytes, with force to shrink, or name",
         )),
+    }
+}
+
+fn delete(pool: &dyn Management, name: &str, request: &Request) -> Result<(), Failure> {
+    let body = body_or_default::<DeleteBody>(request)?;
+    pool.delete_volume(name, body.snapshots)
+}
+
+fn body_or_default<T: DeserializeOwned + Default>(request: &Request) -> Result<T, Failure> {
+    match request.body.is_empty() {
+        true => Ok(T::default()),
+        false => read_body(request),
     }
 }
 

@@ -10,6 +10,9 @@ pub(super) const STATUS_PATH: &str = "/v1/status";
 /// The collection of volumes; one volume is `/v1/volumes/NAME`.
 pub(super) const VOLUMES_PATH: &str = "/v1/volumes";
 
+/// The snapshots; one is `/v1/snapshots/VOLUME@NAME`.
+pub(super) const SNAPSHOTS_PATH: &str = "/v1/snapshots";
+
 /// The members; one is `/v1/members/INDEX`.
 pub(super) const MEMBERS_PATH: &str = "/v1/members";
 /// The jobs; one is `/v1/jobs/ID`.
@@ -37,6 +40,41 @@ pub(super) struct CheckBody {
     /// Read and verify every chunk too.
     #[serde(default)]
     pub(super) data: bool,
+}
+
+/// `DELETE /v1/volumes/NAME`; it needs no body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteBody {
+    /// Its snapshots go with it.
+    #[serde(default)]
+    pub(super) snapshots: bool,
+}
+
+/// `POST /v1/snapshots/VOLUME@NAME/rollback`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RollBackBody {
+    /// Although clients use the volume.
+    #[serde(default)]
+    pub(super) force: bool,
+}
+
+/// `POST /v1/snapshots/VOLUME@NAME/clone`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CloneBody {
+    /// The new volume.
+    pub(super) name: String,
+}
+
+/// `POST /v1/snapshots/VOLUME@NAME/diff`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DiffBody {
+    /// A volume or a snapshot.
+    pub(super) to: String,
+    #[serde(flatten)]
+    pub(super) part: crate::access::DiffPart,
 }
 
 /// `POST /v1/members/INDEX/fail`.
@@ -146,9 +184,33 @@ pub(super) struct ChangeBody {
 /// The path of one volume. A name may hold anything here, so that a wrong one
 /// is refused by the pool in the pool's words.
 pub(super) fn volume_path(name: &str) -> String {
-    let mut path = format!("{VOLUMES_PATH}/");
+    named_path(VOLUMES_PATH, name)
+}
+
+/// The volume's name in a path made by [`volume_path`].
+pub(super) fn volume_name(path: &str) -> Option<String> {
+    decoded(path.strip_prefix(VOLUMES_PATH)?.strip_prefix('/')?)
+}
+
+/// The path of one snapshot, or of those of a volume.
+pub(super) fn snapshot_path(name: &str) -> String {
+    named_path(SNAPSHOTS_PATH, name)
+}
+
+/// What [`snapshot_path`] was made of, and what is to be done with it.
+pub(super) fn snapshot_name(path: &str) -> Option<(String, Option<&str>)> {
+    let rest = path.strip_prefix(SNAPSHOTS_PATH)?.strip_prefix('/')?;
+    let (name, verb) = match rest.split_once('/') {
+        Some((name, verb)) => (name, Some(verb)),
+        None => (rest, None),
+    };
+    Some((decoded(name)?, verb))
+}
+
+fn named_path(collection: &str, name: &str) -> String {
+    let mut path = format!("{collection}/");
     for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+        if byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte) {
             path.push(char::from(byte));
         } else {
             path.push_str(&format!("%{byte:02X}"));
@@ -157,9 +219,7 @@ pub(super) fn volume_path(name: &str) -> String {
     path
 }
 
-/// The volume's name in a path made by [`volume_path`].
-pub(super) fn volume_name(path: &str) -> Option<String> {
-    let encoded = path.strip_prefix(VOLUMES_PATH)?.strip_prefix('/')?;
+fn decoded(encoded: &str) -> Option<String> {
     if encoded.contains('/') {
         return None;
     }
@@ -196,6 +256,20 @@ mod tests {
             assert_eq!(volume_name(path), None, "{path}");
         }
         assert_eq!(volume_name("/v1/volumes/"), Some(String::new()));
+    }
+
+    #[test]
+    fn snapshots_are_named_in_paths_with_what_is_to_be_done() {
+        let name = |name: &str| name.to_owned();
+        let parse = snapshot_name;
+        assert_eq!(parse("/v1/snapshots/a@b"), Some((name("a@b"), None)));
+        let clone = parse("/v1/snapshots/a%40b/clone");
+        assert_eq!(clone, Some((name("a@b"), Some("clone"))));
+        let path = snapshot_path("a");
+        assert_eq!(parse(&path), Some((name("a"), None)));
+        for path in ["/v1/snapshots", "/v1/snapshotsx/a", "/v1/snapshots/%4"] {
+            assert_eq!(parse(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -162,10 +162,19 @@ impl Engine {
         Ok(extents)
     }
 
-    /// All that changed from a snapshot to another snapshot or a volume.
-    pub(crate) fn snapshot_diff(&self, from: &str, to: &str) -> Result<SnapshotDiff, EngineError> {
-        // With what layers hold in pages the answer is as exact as it gets.
-        self.refresh_counts();
+    /// What changed from a snapshot to another snapshot or a volume, from
+    /// `offset` on and in at most `max` ranges.
+    pub(crate) fn snapshot_diff(
+        &self,
+        from: &str,
+        to: &str,
+        offset: u64,
+        max: usize,
+    ) -> Result<SnapshotDiff, EngineError> {
+        if offset == 0 {
+            // With what layers hold in pages the answer is as exact as it gets.
+            self.refresh_counts();
+        }
         let find = |name: &str| {
             let volumes = self.volumes.read();
             match split_name(name) {
@@ -185,15 +194,16 @@ impl Engine {
         let (from_bytes, to_bytes) = (old.state.read().size_bytes, new.state.read().size_bytes);
         let chunks = to_bytes.div_ceil(chunk);
         let mut ranges: Vec<ChangedRange> = Vec::new();
-        let mut at = 0;
-        while at < chunks {
+        let mut at = offset / chunk;
+        while at < chunks && ranges.len() < max {
             if old.is_deleted() || new.is_deleted() {
                 let message = format!("{from:?} or {to:?} has been deleted meanwhile");
                 return Err(EngineError::new(ErrorKind::NotFound, message));
             }
             let found = {
                 let _guard = self.epochs.enter();
-                changed(self, (&old, &new), at..chunks, RANGES_PER_STEP)?
+                let step = RANGES_PER_STEP.min(max - ranges.len());
+                changed(self, (&old, &new), at..chunks, step)?
             };
             for range in found.ranges {
                 let offset = range.start * chunk;
@@ -212,6 +222,7 @@ impl Engine {
             to_bytes,
             changed_bytes: ranges.iter().map(|range| range.length).sum(),
             ranges,
+            end: (at * chunk).min(to_bytes),
         })
     }
 }

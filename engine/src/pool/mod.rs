@@ -274,6 +274,23 @@ impl Pool {
         self.engine.glance_at_id(id)
     }
 
+    /// Every snapshot as if it were a volume, under its full name, by volume and
+    /// name, and when each was taken, in milliseconds since 1970. Answers from
+    /// memory.
+    pub fn glance_snapshots(&self) -> Vec<(VolumeInfo, u64)> {
+        self.engine.glance_snapshots()
+    }
+
+    /// One snapshot as [`Pool::glance_snapshots`] shows it.
+    pub fn glance_snapshot(&self, name: &str) -> Option<(VolumeInfo, u64)> {
+        self.engine.glance_snapshot(name)
+    }
+
+    /// One snapshot by its id, which no volume has, the same way.
+    pub fn glance_snapshot_at_id(&self, id: u64) -> Option<(VolumeInfo, u64)> {
+        self.engine.glance_snapshot_at_id(id)
+    }
+
     /// Bytes of data the pool can hold after parity, and bytes of unique data
     /// still writable after reserves. Answers from memory.
     pub fn space(&self) -> (u64, u64) {
@@ -371,15 +388,22 @@ impl Pool {
     }
 
     /// What reads differently in `to`, a volume or a `VOLUME@SNAPSHOT`, than in
-    /// `from`. Ranges that were written with the bytes they had may be among
+    /// `from`, from `offset` on and in at most `max` ranges (at least one);
+    /// `end` says where to go on. Ranges that were written with the bytes they had may be among
     /// them. Of a volume that is written to meanwhile, what changes during the
     /// search may be told or not.
     ///
     /// # Errors
     /// `NotFound`, `InvalidArgument` where chunks are of different sizes, or a
     /// damaged page.
-    pub fn snapshot_diff(&self, from: &str, to: &str) -> Result<SnapshotDiff, EngineError> {
-        self.engine.snapshot_diff(from, to)
+    pub fn snapshot_diff(
+        &self,
+        from: &str,
+        to: &str,
+        offset: u64,
+        max: usize,
+    ) -> Result<SnapshotDiff, EngineError> {
+        self.engine.snapshot_diff(from, to, offset, max)
     }
 
     /// Makes a new volume that holds what a snapshot does, and shares its space

@@ -362,8 +362,14 @@ impl Simulated {
     ///
     /// # Errors
     /// As there.
-    pub fn snapshot_diff(&self, from: &str, to: &str) -> Result<SnapshotDiff, EngineError> {
-        self.engine.snapshot_diff(from, to)
+    pub fn snapshot_diff(
+        &self,
+        from: &str,
+        to: &str,
+        offset: u64,
+        max: usize,
+    ) -> Result<SnapshotDiff, EngineError> {
+        self.engine.snapshot_diff(from, to, offset, max)
     }
 
     /// See [`super::Pool::clone_snapshot`].

@@ -29,7 +29,7 @@ use crate::{
     catalogue::{VolumeRecord, check_name, check_name_of},
     error::{EngineError, ErrorKind},
     map::{Layer, Tree, TreeShape},
-    snapshot::SnapshotRecord,
+    snapshot::{SnapshotRecord, split_name},
 };
 
 /// Most snapshots of a pool: each takes about half a kilobyte of memory.
@@ -109,6 +109,15 @@ impl Snapshot {
             logical_bytes: state.view.stored_chunks * chunk_bytes,
             taken_unix_ms: self.taken_unix_ms,
         }
+    }
+}
+
+impl Snapshot {
+    /// As if it were a volume, and when it was taken.
+    fn glance(&self, volume: &str) -> (VolumeInfo, u64) {
+        let info = self.disk.record().info();
+        let name = format!("{volume}@{}", self.name);
+        (VolumeInfo { name, ..info }, self.taken_unix_ms)
     }
 }
 
@@ -459,6 +468,31 @@ impl Engine {
         drop(state);
         self.commit_management()?;
         Ok(cloned.record().info())
+    }
+
+    pub(crate) fn glance_snapshots(&self) -> Vec<(VolumeInfo, u64)> {
+        let volumes = self.volumes.read();
+        let mut all = Vec::with_capacity(volumes.snapshots.len());
+        for (name, volume) in &volumes.by_name {
+            let named = volumes.snapshots_of.get(&volume.id);
+            let snapshots = named.into_iter().flat_map(BTreeMap::values);
+            all.extend(snapshots.map(|snapshot| snapshot.glance(name)));
+        }
+        all
+    }
+
+    pub(crate) fn glance_snapshot(&self, name: &str) -> Option<(VolumeInfo, u64)> {
+        let (volume, own) = split_name(name)?;
+        let snapshot = self.volumes.read().snapshot(volume, own).ok()?;
+        Some(snapshot.glance(volume))
+    }
+
+    pub(crate) fn glance_snapshot_at_id(&self, id: u64) -> Option<(VolumeInfo, u64)> {
+        let volumes = self.volumes.read();
+        let snapshot = volumes.snapshots.get(&id)?;
+        let volume = volumes.by_id.get(&snapshot.volume)?;
+        let name = volume.state.read().name.clone();
+        Some(snapshot.glance(&name))
     }
 
     /// Snapshots by volume and then in the order they were taken; of one

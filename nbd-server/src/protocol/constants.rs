@@ -169,7 +169,7 @@ pub mod chunk {
     pub const ERROR_OFFSET: u16 = (1 << 15) + 2;
 }
 
-/// The one metadata context served.
+/// The metadata context that every export has.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its identifier on every connection.
 pub const BASE_ALLOCATION_ID: u32 = 1;

@@ -14,11 +14,13 @@
 //! its branch `extension-ext-header` for extended headers.
 
 pub mod constants;
+pub mod contexts;
 mod cursor;
 pub mod negotiation;
 pub mod reply;
 pub mod request;
 
 pub use constants::{ErrorCode, HeaderStyle};
+pub use contexts::{ContextSet, Contexts};
 pub use negotiation::{Agreement, Encryption, ExportInfo, Exports, Negotiation, Progress, Step};
 pub use request::{Action, Parsed, RequestHeader, Terms};

@@ -16,11 +16,12 @@
 //! * `SET_META_CONTEXT` counts only for the export that `GO` names.
 
 use super::constants::{
-    BASE_ALLOCATION, BASE_ALLOCATION_ID, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, HeaderStyle,
-    INIT_MAGIC, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES, MAX_STRING_BYTES,
-    MIN_BLOCK_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, PREFERRED_BLOCK_BYTES, info, option,
-    option_reply, transmission_flag,
+    BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, HeaderStyle, INIT_MAGIC,
+    MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, PREFERRED_BLOCK_BYTES, info, option, option_reply,
+    transmission_flag,
 };
+use super::contexts::{CHANGED_SINCE, Contexts, Query, SINCE_MAX};
 use super::cursor::{Cursor, Put};
 
 /// What negotiation needs to know of an export.
@@ -42,6 +43,11 @@ pub trait Exports {
     fn names(&self) -> Vec<String>;
     /// Describes one; the empty name is the default export, if there is one.
     fn describe(&self, name: &str) -> Option<ExportInfo>;
+    /// The snapshots that an export can be compared with.
+    fn snapshots(&self, name: &str) -> Vec<String> {
+        let _ = name;
+        Vec::new()
+    }
 }
 
 /// What client and server have agreed on.
@@ -51,8 +57,8 @@ pub struct Agreement {
     pub export: ExportInfo,
     /// The headers in use.
     pub style: HeaderStyle,
-    /// `base:allocation` was chosen for this export.
-    pub block_status: bool,
+    /// The contexts that were chosen for this export.
+    pub contexts: Contexts,
 }
 
 /// Why negotiation ended without an agreement.
@@ -125,8 +131,8 @@ pub struct Negotiation {
     fixed: bool,
     no_zeroes: bool,
     style: HeaderStyle,
-    /// The export for which `base:allocation` was chosen.
-    context_for: Option<String>,
+    /// The export for which contexts were chosen, and which.
+    context_for: Option<(String, Contexts)>,
     options: u32,
     encryption: Encryption,
     shutting_down: bool,
@@ -159,7 +165,11 @@ pub fn transmission_flags(read_only: bool, style: HeaderStyle, block_status: boo
 impl Agreement {
     /// The transmission flags that were sent with it.
     pub fn transmission_flags(&self) -> u16 {
-        transmission_flags(self.export.read_only, self.style, self.block_status)
+        transmission_flags(
+            self.export.read_only,
+            self.style,
+            !self.contexts.set.is_empty(),
+        )
     }
 }
 
@@ -385,11 +395,14 @@ impl Negotiation {
     }
 
     fn agreement(&self, export: ExportInfo) -> Agreement {
-        let block_status = self.context_for.as_ref() == Some(&export.name);
+        let chosen = self.context_for.as_ref();
+        let contexts = chosen
+            .filter(|(name, _)| *name == export.name)
+            .map_or_else(Contexts::default, |(_, contexts)| contexts.clone());
         Agreement {
             export,
             style: self.style,
-            block_status,
+            contexts,
         }
     }
 
@@ -505,15 +518,15 @@ impl Negotiation {
         Ok(())
     }
 
-    /// Answers `LIST_` and `SET_META_CONTEXT`; the export's own name when
-    /// `base:allocation` matched.
+    /// Answers `LIST_` and `SET_META_CONTEXT`; the export's own name and what
+    /// was found, if anything was.
     fn contexts(
         &self,
         option: u32,
         payload: &[u8],
         exports: &dyn Exports,
         output: &mut Vec<u8>,
-    ) -> Result<Option<String>, Refusal> {
+    ) -> Result<Option<(String, Contexts)>, Refusal> {
         let setting = option == option::SET_META_CONTEXT;
         if self.style == HeaderStyle::Simple {
             return Err(Refusal(
@@ -524,25 +537,71 @@ impl Negotiation {
         let mut cursor = Cursor(payload);
         let name = string(cursor.counted().ok_or(MALFORMED)?)?;
         let count = cursor.u32().ok_or(MALFORMED)?;
-        let mut matched = count == 0 && !setting;
+        let mut queries = Vec::new();
         for _ in 0..count {
             // Each query takes four bytes at least, so the payload bounds this.
-            let query = string(cursor.counted().ok_or(MALFORMED)?)?;
-            matched |= query == BASE_ALLOCATION || (query == "base:" && !setting);
+            queries.push(Query::new(string(cursor.counted().ok_or(MALFORMED)?)?));
         }
         if !cursor.is_empty() {
             return Err(MALFORMED);
         }
+        if count == 0 && !setting {
+            let all = [true, false].map(|base| Query::All { base });
+            queries.extend(all);
+        }
         let export = exports.describe(name).ok_or(NO_EXPORT)?;
-        if !matched {
+        let ours =
+            |query: &Query<'_>| matches!(query, Query::Since(_) | Query::All { base: false });
+        let snapshots = match queries.iter().any(ours) {
+            true => exports.snapshots(&export.name),
+            false => Vec::new(),
+        };
+        let mut names: Vec<String> = Vec::new();
+        for query in queries {
+            match query {
+                Query::All { .. } if setting => {}
+                Query::Allocation | Query::All { base: true } => {
+                    names.push(BASE_ALLOCATION.to_owned());
+                }
+                Query::All { base: false } => {
+                    names.extend(snapshots.iter().map(|of| format!("{CHANGED_SINCE}{of}")));
+                }
+                Query::Since(wanted) if snapshots.iter().any(|known| known == wanted) => {
+                    names.push(format!("{CHANGED_SINCE}{wanted}"));
+                }
+                Query::Since(_) | Query::Other => {}
+            }
+        }
+        if !setting {
+            names.sort_by_key(|name| name != BASE_ALLOCATION);
+            names.dedup();
+            for name in names {
+                context(output, option, 0, &name);
+            }
             return Ok(None);
         }
-        let mut item = Vec::with_capacity(4 + BASE_ALLOCATION.len());
-        item.put_u32(if setting { BASE_ALLOCATION_ID } else { 0 });
-        item.put(BASE_ALLOCATION.as_bytes());
-        reply(output, option, option_reply::META_CONTEXT, &item);
-        Ok(Some(export.name))
+        let mut found = Contexts::default();
+        let since = |name: &&String| name.starts_with(CHANGED_SINCE);
+        if names.iter().filter(since).count() > SINCE_MAX {
+            return Err(Refusal(
+                option_reply::ERR_TOO_BIG,
+                "At most 15 snapshots can be compared with at once",
+            ));
+        }
+        for name in names {
+            if let Some(id) = found.add(&name) {
+                context(output, option, id, &name);
+            }
+        }
+        Ok((!found.set.is_empty()).then_some((export.name, found)))
     }
+}
+
+fn context(output: &mut Vec<u8>, option: u32, id: u32, name: &str) {
+    let mut item = Vec::with_capacity(4 + name.len());
+    item.put_u32(id);
+    item.put(name.as_bytes());
+    reply(output, option, option_reply::META_CONTEXT, &item);
 }
 
 const KNOWN: [u32; 10] = [
@@ -586,7 +645,12 @@ fn list(payload: &[u8], exports: &dyn Exports, output: &mut Vec<u8>) -> Result<(
         return Err(UNWANTED);
     }
     let mut item = Vec::new();
-    for name in exports.names() {
+    let with_snapshots = |name: String| {
+        let snapshots = exports.snapshots(&name).into_iter();
+        let snapshots: Vec<String> = snapshots.map(|of| format!("{name}@{of}")).collect();
+        std::iter::once(name).chain(snapshots)
+    };
+    for name in exports.names().into_iter().flat_map(with_snapshots) {
         // Gone since the names were listed: simply not there any more.
         let Some(export) = exports.describe(&name) else {
             continue;

@@ -10,12 +10,13 @@
 //! success without data is a simple reply even there, because clients read the
 //! shorter header in one go. Errors are chunks with a sentence for people.
 
-use tessera_engine::disk::{Extent, ExtentKind};
+use tessera_engine::disk::{ChangeExtent, Extent, ExtentKind};
 
 use super::constants::{
-    BASE_ALLOCATION_ID, EXTENDED_REPLY_MAGIC, ErrorCode, HeaderStyle, SIMPLE_REPLY_MAGIC,
-    STATE_HOLE, STATE_ZERO, STRUCTURED_REPLY_MAGIC, chunk,
+    EXTENDED_REPLY_MAGIC, ErrorCode, HeaderStyle, SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO,
+    STRUCTURED_REPLY_MAGIC, chunk,
 };
+use super::contexts::STATE_CHANGED;
 use super::cursor::{Fill, Put};
 
 /// Bytes of a simple reply's header.
@@ -165,24 +166,62 @@ pub fn allocation_flags(kind: ExtentKind) -> u32 {
     }
 }
 
-/// Appends the one chunk that answers a block status request. Neighbours of
-/// the same kind become one extent. `extents` is not empty, none of them is,
-/// and in compact styles their sum fits 32 bits because the request's did.
-pub fn block_status(out: &mut Vec<u8>, style: HeaderStyle, to: Addressee, extents: &[Extent]) {
+/// What a context says of a run: its bytes and its flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Bytes; at least one.
+    pub length: u64,
+    /// As the context defines them.
+    pub flags: u32,
+}
+
+impl From<&Extent> for Run {
+    fn from(extent: &Extent) -> Self {
+        Self {
+            length: extent.length,
+            flags: allocation_flags(extent.kind),
+        }
+    }
+}
+
+impl From<&ChangeExtent> for Run {
+    fn from(extent: &ChangeExtent) -> Self {
+        Self {
+            length: extent.length,
+            flags: match extent.changed {
+                true => STATE_CHANGED,
+                false => 0,
+            },
+        }
+    }
+}
+
+/// Appends the chunk of one context that answers a block status request; `last`
+/// is that of the last context. Neighbours of the same kind become one extent.
+/// `runs` is not empty, none of them is, and in compact styles their sum fits 32
+/// bits because the request's did.
+pub fn block_status(
+    out: &mut Vec<u8>,
+    style: HeaderStyle,
+    to: Addressee,
+    context: u32,
+    runs: &[Run],
+    last: bool,
+) {
     let (kind, fixed, each) = match style {
         HeaderStyle::Extended => (chunk::BLOCK_STATUS_EXT, 8, 16),
         HeaderStyle::Simple | HeaderStyle::Structured => (chunk::BLOCK_STATUS, 4, 8),
     };
-    let runs = || extents.chunk_by(|a, b| a.kind == b.kind);
-    let count = runs().count();
-    put_chunk(out, style, to, true, kind, fixed + each * count);
-    out.put_u32(BASE_ALLOCATION_ID);
+    let joined = || runs.chunk_by(|a, b| a.flags == b.flags);
+    let count = joined().count();
+    put_chunk(out, style, to, last, kind, fixed + each * count);
+    out.put_u32(context);
     if style == HeaderStyle::Extended {
         out.put_u32(u32::try_from(count).expect("bounded by the most extents in one answer"));
     }
-    for run in runs() {
-        let length = run.iter().map(|extent| extent.length).sum::<u64>();
-        let flags = allocation_flags(run[0].kind);
+    for run in joined() {
+        let length = run.iter().map(|run| run.length).sum::<u64>();
+        let flags = run[0].flags;
         match style {
             HeaderStyle::Extended => {
                 out.put_u64(length);

@@ -1,9 +1,10 @@
 //! Requests: finding them in a stream of bytes, and deciding what they ask for.
 
 use super::constants::{
-    BASE_ALLOCATION_ID, EXTENDED_REQUEST_MAGIC, ErrorCode, HeaderStyle, MAX_PAYLOAD_BYTES,
-    REQUEST_MAGIC, command, command_flag,
+    EXTENDED_REQUEST_MAGIC, ErrorCode, HeaderStyle, MAX_PAYLOAD_BYTES, REQUEST_MAGIC, command,
+    command_flag,
 };
+use super::contexts::ContextSet;
 use super::cursor::Cursor;
 
 /// Bytes of a compact request header.
@@ -94,8 +95,8 @@ impl RequestHeader {
 pub struct Terms {
     /// The headers in use.
     pub style: HeaderStyle,
-    /// `base:allocation` was chosen for this export.
-    pub block_status: bool,
+    /// The contexts that were chosen for this export.
+    pub contexts: ContextSet,
     /// Writes are refused.
     pub read_only: bool,
     /// The export's size in bytes.
@@ -156,7 +157,7 @@ impl Terms {
                 command::READ if self.style != HeaderStyle::Simple => command_flag::DF,
                 command::WRITE if extended => command_flag::PAYLOAD_LEN,
                 command::WRITE_ZEROES => command_flag::NO_HOLE | command_flag::FAST_ZERO,
-                command::BLOCK_STATUS if extended && self.block_status => {
+                command::BLOCK_STATUS if extended && !self.contexts.is_empty() => {
                     command_flag::REQ_ONE | command_flag::PAYLOAD_LEN
                 }
                 command::BLOCK_STATUS => command_flag::REQ_ONE,
@@ -213,7 +214,7 @@ impl Terms {
                 })
             }
             command::BLOCK_STATUS => {
-                if !self.block_status {
+                if self.contexts.is_empty() {
                     return Err(ErrorCode::Invalid);
                 }
                 let one = has(command_flag::REQ_ONE);
@@ -231,16 +232,23 @@ impl Terms {
     }
 
     /// Reads the payload of a [`Action::BlockStatusQuery`]: the length of the
-    /// range asked about. Each context may be named once and must be one that
-    /// was chosen, so the list is exactly `base:allocation`.
-    pub fn query(&self, offset: u64, payload: &[u8]) -> Result<u64, ErrorCode> {
+    /// range asked about, and the contexts. Each may be named once and must be
+    /// one that was chosen.
+    pub fn query(&self, offset: u64, payload: &[u8]) -> Result<(u64, ContextSet), ErrorCode> {
         let mut cursor = Cursor(payload);
         let length = cursor.u64().ok_or(ErrorCode::Invalid)?;
-        if cursor.u32() != Some(BASE_ALLOCATION_ID) || !cursor.is_empty() {
+        let mut asked = ContextSet::NONE;
+        while !cursor.is_empty() {
+            let id = cursor.u32().ok_or(ErrorCode::Invalid)?;
+            if !self.contexts.has(id) || !asked.insert(id) {
+                return Err(ErrorCode::Invalid);
+            }
+        }
+        if asked.is_empty() {
             return Err(ErrorCode::Invalid);
         }
         self.check_status_range(offset, length)?;
-        Ok(length)
+        Ok((length, asked))
     }
 
     fn check_writable(&self) -> Result<(), ErrorCode> {

@@ -10,7 +10,18 @@ use tessera_engine::disk::{Disk, DiskError, Operation, Request};
 
 use super::buffers::{Buffer, BufferPool};
 use crate::protocol::reply::{self, Addressee};
-use crate::protocol::{ErrorCode, HeaderStyle};
+use crate::protocol::{ContextSet, ErrorCode, HeaderStyle};
+
+/// A question about what a range is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StatusQuery {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    /// Most extents of one context.
+    pub(crate) most: usize,
+    /// The contexts asked about.
+    pub(crate) contexts: ContextSet,
+}
 
 /// What one entry of a plan does.
 #[derive(Debug)]
@@ -39,11 +50,7 @@ pub(crate) enum Work {
     /// Bring a range into the cache.
     Cache { offset: u64, length: u64 },
     /// Tell what a range is made of.
-    Status {
-        offset: u64,
-        length: u64,
-        most: usize,
-    },
+    Status(StatusQuery),
     /// Make everything durable.
     Flush,
     /// Succeed: a range of no bytes, or the end of a request worked off before.
@@ -211,7 +218,7 @@ impl Batch {
                     keep_allocated,
                 },
                 Work::Cache { offset, length } => Operation::Prefetch { offset, length },
-                Work::Status { .. }
+                Work::Status(_)
                 | Work::Flush
                 | Work::Nothing
                 | Work::ReadNothing

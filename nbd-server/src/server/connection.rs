@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tessera_engine::disk::{Disk, DiskError};
 
-use super::batch::{Batch, Entry, Work};
+use super::batch::{Batch, Entry, StatusQuery, Work};
 use super::exports::{CatalogExports, Client};
 use super::handshake::{self, Outcome};
 use super::helpers::{Job, Ticket};
@@ -32,8 +32,8 @@ use super::outbox::{MAX_IN_FLIGHT, Outbox, Wake};
 use super::plan::{End, MAX_REQUESTS, Plan};
 use super::shared::Shared;
 use super::stats::add;
-use crate::protocol::reply::{self, Addressee};
-use crate::protocol::{ErrorCode, HeaderStyle, Terms};
+use crate::protocol::reply::{self, Addressee, Run};
+use crate::protocol::{Contexts, ErrorCode, HeaderStyle, Terms};
 
 /// After this long without traffic a connection makes do with a small buffer,
 /// and works off what is there of a payload instead of waiting for more.
@@ -61,7 +61,7 @@ pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>, client: Client) {
             };
             let terms = Terms {
                 style: agreement.style,
-                block_status: agreement.block_status,
+                contexts: agreement.contexts.set,
                 read_only: agreement.export.read_only,
                 size: agreement.export.size,
             };
@@ -71,6 +71,7 @@ pub(crate) fn serve(shared: &Shared, outbox: &Arc<Outbox>, client: Client) {
                 outbox,
                 disk,
                 terms,
+                contexts: agreement.contexts,
                 inbox: Inbox::new(&shared.pool, &rest),
                 plan: Plan::new(&shared.pool),
                 extra: Vec::new(),
@@ -117,6 +118,8 @@ struct Connection<'a> {
     outbox: &'a Arc<Outbox>,
     disk: Arc<dyn Disk>,
     terms: Terms,
+    /// What the numbers in [`Terms::contexts`] mean.
+    contexts: Contexts,
     inbox: Inbox,
     plan: Plan,
     /// Replies of unforeseen length: errors and extents.
@@ -319,20 +322,10 @@ impl Connection<'_> {
                     reply::empty_read(&mut self.extra, style, entry.to);
                     None
                 }
-                Ok(Answered::Status {
-                    offset,
-                    length,
-                    most,
-                }) => status(
-                    &*self.disk,
-                    &mut self.extra,
-                    style,
-                    entry.to,
-                    offset,
-                    length,
-                    most,
-                )
-                .err(),
+                Ok(Answered::Status(query)) => {
+                    let out = &mut self.extra;
+                    status(&*self.disk, &self.contexts, out, style, entry.to, query).err()
+                }
                 Err(Failure::Disk(error)) => Some(error.clone()),
                 Err(Failure::Refused(code)) => {
                     counts.errors += 1;
@@ -434,11 +427,7 @@ const EXTRA_KEPT_BYTES: usize = 16 << 10;
 enum Answered {
     Done,
     EmptyRead,
-    Status {
-        offset: u64,
-        length: u64,
-        most: usize,
-    },
+    Status(StatusQuery),
 }
 
 enum Failure<'a> {
@@ -491,38 +480,50 @@ fn write_success<'a>(
             }
         }
         Work::ReadNothing => return Ok(Answered::EmptyRead),
-        Work::Status {
-            offset,
-            length,
-            most,
-        } => {
-            return Ok(Answered::Status {
-                offset,
-                length,
-                most,
-            });
-        }
+        Work::Status(query) => return Ok(Answered::Status(query)),
         Work::Refuse(code) => return Err(Failure::Refused(code)),
     }
     Ok(Answered::Done)
 }
 
+/// Appends a chunk for each context, or nothing if one of them fails.
 fn status(
     disk: &dyn Disk,
+    chosen: &Contexts,
     out: &mut Vec<u8>,
     style: HeaderStyle,
     to: Addressee,
-    offset: u64,
-    length: u64,
-    most: usize,
+    query: StatusQuery,
 ) -> Result<(), DiskError> {
-    let extents = disk.extents(offset, length, most)?;
-    if extents.is_empty() {
-        return Err(DiskError::Io(
-            "The disk names no extents for the range".into(),
-        ));
+    let StatusQuery {
+        offset,
+        length,
+        most,
+        contexts,
+    } = query;
+    let mut answers: Vec<(u32, Vec<Run>)> = Vec::new();
+    for id in contexts.iter() {
+        let runs: Vec<Run> = match chosen.snapshot(id) {
+            None => {
+                let extents = disk.extents(offset, length, most)?;
+                extents.iter().map(Run::from).collect()
+            }
+            Some(snapshot) => {
+                let extents = disk.changed_since(snapshot, offset, length, most)?;
+                extents.iter().map(Run::from).collect()
+            }
+        };
+        if runs.is_empty() {
+            return Err(DiskError::Io(
+                "The disk names no extents for the range".into(),
+            ));
+        }
+        answers.push((id, runs));
     }
-    reply::block_status(out, style, to, &extents);
+    let count = answers.len();
+    for (number, (id, runs)) in (1..).zip(answers) {
+        reply::block_status(out, style, to, id, &runs, number == count);
+    }
     Ok(())
 }
 

@@ -53,7 +53,11 @@ impl<'a> CatalogExports<'a> {
 
     fn admits(&self, name: &str) -> bool {
         match (&self.tls, &self.client) {
-            (Some(tls), Client::Network(names)) => tls.admits(name, names),
+            // Who may see a volume may see its snapshots, and nobody else.
+            (Some(tls), Client::Network(names)) => {
+                let volume = name.split_once('@').map_or(name, |(volume, _)| volume);
+                tls.admits(volume, names)
+            }
             (None, _) | (_, Client::Local) => true,
         }
     }
@@ -86,5 +90,10 @@ impl Exports for CatalogExports<'_> {
             size: info.size,
             read_only: info.read_only || self.shared.options.read_only,
         })
+    }
+
+    fn snapshots(&self, name: &str) -> Vec<String> {
+        self.open(name)
+            .map_or_else(Vec::new, |disk| disk.snapshots())
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tessera_engine::disk::DiskError;
 
-use super::batch::{Batch, Entry, Work};
+use super::batch::{Batch, Entry, StatusQuery, Work};
 use super::buffers::BufferPool;
 use super::inbox::Inbox;
 use crate::protocol::constants::{MAX_DRAIN_BYTES, MAX_EXTENTS, MAX_PAYLOAD_BYTES};
@@ -157,7 +157,7 @@ impl Plan {
             if matches!(
                 self.batch.entries().last(),
                 Some(Entry {
-                    work: Work::Status { most: 2.., .. },
+                    work: Work::Status(StatusQuery { most: 2.., .. }),
                     ..
                 })
             ) {
@@ -266,11 +266,12 @@ impl Plan {
                 inbox.consume(header_bytes);
                 let at = inbox.consume(length);
                 let work = match terms.query(offset, inbox.slice(at, length)) {
-                    Ok(length) => Work::Status {
+                    Ok((length, contexts)) => Work::Status(StatusQuery {
                         offset,
                         length,
                         most: most_extents(one),
-                    },
+                        contexts,
+                    }),
                     Err(code) => Work::Refuse(code),
                 };
                 self.push(to, work, false, 0);
@@ -311,11 +312,12 @@ impl Plan {
                         (Work::Cache { offset, length }, false)
                     }
                     Action::BlockStatus { one } => (
-                        Work::Status {
+                        Work::Status(StatusQuery {
                             offset,
                             length,
                             most: most_extents(one),
-                        },
+                            contexts: terms.contexts,
+                        }),
                         false,
                     ),
                     Action::Read { .. }

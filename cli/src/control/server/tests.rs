@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
     CheckReport, Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus,
-    SegmentCounts, SettingsChange, VolumeInfo, VolumeSpec,
+    SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
 };
 
 use super::*;
 use crate::{
-    access::{JobControl, NewDevice, Resize, ServerInfo, StatusAnswer},
+    access::{DiffPart, JobControl, NewDevice, Resize, ServerInfo, SnapshotName, StatusAnswer},
     check_run::{CheckAnswer, CheckState},
     control::client::Client,
 };
@@ -128,13 +128,62 @@ impl Management for MapPool {
         Ok(volume)
     }
 
-    fn delete_volume(&self, name: &str) -> Result<(), Failure> {
+    fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {
+        assert!(!snapshots || name == "all", "only asked for so");
         self.0
             .lock()
             .unwrap()
             .remove(name)
             .map(|_| ())
             .ok_or_else(|| missing(name))
+    }
+
+    fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
+        Ok(volume
+            .map(|volume| snapshot(volume, "s"))
+            .into_iter()
+            .collect())
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, Failure> {
+        Ok(snapshot(&name.volume, &name.snapshot))
+    }
+
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), Failure> {
+        match name.to_string().as_str() {
+            "vm1@s" => Ok(()),
+            other => Err(missing(other)),
+        }
+    }
+
+    fn roll_back(&self, name: &SnapshotName, force: bool) -> Result<VolumeInfo, Failure> {
+        match force {
+            true => self.volume(&name.volume),
+            false => Err(Failure::new(Kind::Busy, "It is in use")),
+        }
+    }
+
+    fn clone_snapshot(&self, name: &SnapshotName, new: &str) -> Result<VolumeInfo, Failure> {
+        let mut volume = self.volume(&name.volume)?;
+        volume.name = new.to_owned();
+        Ok(volume)
+    }
+
+    fn snapshot_diff(
+        &self,
+        from: &SnapshotName,
+        to: &str,
+        part: DiffPart,
+    ) -> Result<SnapshotDiff, Failure> {
+        Ok(SnapshotDiff {
+            from: from.to_string(),
+            to: to.to_owned(),
+            from_bytes: 1,
+            to_bytes: part.offset,
+            changed_bytes: part.max as u64,
+            ranges: Vec::new(),
+            end: 3,
+        })
     }
 
     fn fail_member(&self, member: u32, reason: &str) -> Result<(), Failure> {
@@ -348,10 +397,51 @@ fn every_call_crosses_the_socket_unchanged() {
     );
     assert_eq!(client.volume("vm1"), Err(missing("vm1")));
     assert_eq!(client.volume("wéb 1/2").unwrap().name, "wéb 1/2");
-    assert_eq!(client.delete_volume("wéb 1/2"), Ok(()));
-    assert_eq!(client.delete_volume("wéb 1/2"), Err(missing("wéb 1/2")));
+    assert_eq!(client.delete_volume("wéb 1/2", false), Ok(()));
+    assert_eq!(
+        client.delete_volume("wéb 1/2", false),
+        Err(missing("wéb 1/2"))
+    );
     server.shutdown();
     assert!(Client::connect(dir.path()).unwrap().is_none());
+}
+
+fn snapshot(volume: &str, name: &str) -> SnapshotInfo {
+    SnapshotInfo {
+        volume: volume.to_owned(),
+        name: name.to_owned(),
+        id: 7,
+        size_bytes: 8,
+        logical_bytes: 9,
+        taken_unix_ms: 10,
+    }
+}
+
+#[test]
+fn snapshots_are_managed_through_the_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = serve(dir.path());
+    let client = Client::connect(dir.path()).unwrap().unwrap();
+    client.create_volume(&spec("vm1")).unwrap();
+    let name: SnapshotName = "vm1@s".parse().unwrap();
+    let made = client.create_snapshot(&name);
+    assert_eq!(made, Ok(snapshot("vm1", "s")));
+    assert_eq!(client.snapshots(None), Ok(Vec::new()));
+    assert_eq!(
+        client.snapshots(Some("vm1")),
+        Ok(vec![snapshot("vm1", "s")])
+    );
+    let busy = client.roll_back(&name, false).unwrap_err();
+    assert_eq!(busy.kind, Kind::Busy);
+    assert_eq!(client.roll_back(&name, true).unwrap().name, "vm1");
+    assert_eq!(client.clone_snapshot(&name, "new").unwrap().name, "new");
+    let diff = client.snapshot_diff(&name, "vm1@t", DiffPart { offset: 5, max: 6 });
+    let diff = diff.unwrap();
+    assert_eq!((diff.from.as_str(), diff.to.as_str()), ("vm1@s", "vm1@t"));
+    assert_eq!((diff.to_bytes, diff.changed_bytes), (5, 6));
+    assert_eq!(client.delete_snapshot(&name), Ok(()));
+    let other: SnapshotName = "vm1@é".parse().unwrap();
+    assert_eq!(client.delete_snapshot(&other), Err(missing("vm1@é")));
 }
 
 #[test]

@@ -12,12 +12,21 @@ impl Exports for Two {
     fn describe(&self, name: &str) -> Option<ExportInfo> {
         // The default export is `a`.
         let name = if name.is_empty() { "a" } else { name };
-        self.names().contains(&name.to_owned()).then(|| ExportInfo {
+        let known = self.names().contains(&name.to_owned()) || name == "c";
+        known.then(|| ExportInfo {
             name: name.into(),
             description: format!("disk {name}"),
             size: 1 << 20,
             read_only: name == "b",
         })
+    }
+
+    /// Of `c`, which is not listed.
+    fn snapshots(&self, name: &str) -> Vec<String> {
+        match name {
+            "c" => vec!["s".into(), "t".into()],
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -394,7 +403,7 @@ fn wildcards_list_but_do_not_choose() {
         if chosen == FOUND {
             assert_eq!(client.replies()[0].payload, b"\0\0\0\x01base:allocation");
         }
-        assert_eq!(client.go("a").block_status, chosen == FOUND);
+        assert_eq!(client.go("a").contexts.set.is_empty(), chosen != FOUND);
     }
 }
 
@@ -414,7 +423,7 @@ fn a_context_counts_only_for_the_export_that_go_names() {
             &contexts(chosen_for, &["base:allocation"]),
         );
         assert_eq!(
-            client.go(gone_to).block_status,
+            !client.go(gone_to).contexts.set.is_empty(),
             valid,
             "{chosen_for:?} then {gone_to:?}"
         );
@@ -443,8 +452,50 @@ fn choosing_contexts_again_forgets_the_old_ones_even_when_it_fails() {
         client.ask(option::STRUCTURED_REPLY, &[]);
         client.ask(option::SET_META_CONTEXT, &good);
         assert!(client.ask(option::SET_META_CONTEXT, &bad)[0] > ACK);
-        assert!(!client.go("a").block_status);
+        assert!(client.go("a").contexts.set.is_empty());
     }
+}
+
+#[test]
+fn snapshots_are_contexts_of_their_own() {
+    let since = |snapshot: &str| format!("tessera:changed-since:{snapshot}");
+    let mut client = Client::greeted();
+    client.ask(option::STRUCTURED_REPLY, &[]);
+    for (queries, listed) in [
+        (
+            &[][..],
+            vec!["base:allocation".to_owned(), since("s"), since("t")],
+        ),
+        (&["tessera:"], vec![since("s"), since("t")]),
+        (&["tessera:changed-since:"], vec![since("s"), since("t")]),
+        (&["tessera:changed-since:t"], vec![since("t")]),
+        (&["tessera:changed-since:x", "tessera:other"], vec![]),
+    ] {
+        client.ask(option::LIST_META_CONTEXT, &contexts("c", queries));
+        let found: Vec<String> = client.replies()[..listed.len()]
+            .iter()
+            .map(|reply| String::from_utf8(reply.payload[4..].to_vec()).unwrap())
+            .collect();
+        assert_eq!(found, listed, "{queries:?}");
+    }
+    let queries = [
+        since("t"),
+        "base:allocation".to_owned(),
+        since("s"),
+        since("t"),
+    ];
+    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
+    client.ask(option::SET_META_CONTEXT, &contexts("c", &queries));
+    let ids: Vec<u8> = client.replies()[..3]
+        .iter()
+        .map(|reply| reply.payload[3])
+        .collect();
+    assert_eq!(ids, [2, 1, 3]);
+    let chosen = client.go("c").contexts;
+    assert_eq!(chosen.set.iter().collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(chosen.snapshot(1), None);
+    assert_eq!(chosen.snapshot(2), Some("t"));
+    assert_eq!(chosen.snapshot(3), Some("s"));
 }
 
 #[test]
@@ -456,7 +507,7 @@ fn listing_contexts_leaves_the_chosen_ones() {
         &contexts("a", &["base:allocation"]),
     );
     client.ask(option::LIST_META_CONTEXT, &contexts("b", &[]));
-    assert!(client.go("a").block_status);
+    assert!(!client.go("a").contexts.set.is_empty());
 }
 
 #[test]

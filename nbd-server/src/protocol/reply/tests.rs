@@ -1,4 +1,5 @@
 use super::*;
+use crate::protocol::constants::BASE_ALLOCATION_ID;
 
 const TO: Addressee = Addressee {
     cookie: 0x1122_3344_5566_7788,
@@ -115,7 +116,15 @@ fn neighbouring_extents_of_one_kind_are_merged() {
         },
     ];
     let mut out = Vec::new();
-    block_status(&mut out, HeaderStyle::Structured, TO, &extents);
+    let runs: Vec<Run> = extents.iter().map(Run::from).collect();
+    block_status(
+        &mut out,
+        HeaderStyle::Structured,
+        TO,
+        BASE_ALLOCATION_ID,
+        &runs,
+        true,
+    );
     let words: Vec<u32> = out[STRUCTURED_BYTES..]
         .chunks_exact(4)
         .map(|word| u32::from_be_bytes(word.try_into().unwrap()))
@@ -138,7 +147,15 @@ fn extended_extents_have_64_bits_and_a_count() {
         },
     ];
     let mut out = Vec::new();
-    block_status(&mut out, HeaderStyle::Extended, TO, &extents);
+    let runs: Vec<Run> = extents.iter().map(Run::from).collect();
+    block_status(
+        &mut out,
+        HeaderStyle::Extended,
+        TO,
+        BASE_ALLOCATION_ID,
+        &runs,
+        true,
+    );
     assert_eq!(out[4..8], [0, 1, 0, 6]);
     assert_eq!(out[24..32], (8u64 + 2 * 16).to_be_bytes());
     assert_eq!(out[32..40], [0, 0, 0, 1, 0, 0, 0, 2]);
@@ -171,4 +188,19 @@ fn every_disk_error_has_its_number() {
         );
     }
     assert_eq!(ErrorCode::Overflow.wire(), 75);
+}
+
+#[test]
+fn each_context_has_its_chunk_and_only_the_last_ends_the_reply() {
+    use tessera_engine::disk::ChangeExtent;
+    let runs = [(7, true), (9, true), (1, false)]
+        .map(|(length, changed)| Run::from(&ChangeExtent { length, changed }));
+    let mut out = Vec::new();
+    block_status(&mut out, HeaderStyle::Structured, TO, 2, &runs, false);
+    let words: Vec<u32> = out[STRUCTURED_BYTES..]
+        .chunks_exact(4)
+        .map(|word| u32::from_be_bytes(word.try_into().unwrap()))
+        .collect();
+    assert_eq!(words, [2, 16, 1, 1, 0]);
+    assert_eq!(out[4..8], [0, 0, 0, 5]);
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::constants::BASE_ALLOCATION_ID;
 
 fn compact(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {
     let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
@@ -25,7 +26,7 @@ fn header(flags: u16, command: u16, offset: u64, length: u64) -> RequestHeader {
 fn terms(style: HeaderStyle) -> Terms {
     Terms {
         style,
-        block_status: true,
+        contexts: ContextSet::ALLOCATION,
         read_only: false,
         size: 1 << 30,
     }
@@ -294,7 +295,7 @@ fn flags_turn_into_what_they_ask_for() {
 fn block_status_needs_the_context_and_a_range() {
     let terms = terms(HeaderStyle::Structured);
     let without = Terms {
-        block_status: false,
+        contexts: ContextSet::NONE,
         ..terms
     };
     let ask = header(0, command::BLOCK_STATUS, 0, 512);
@@ -307,7 +308,7 @@ fn block_status_needs_the_context_and_a_range() {
 }
 
 #[test]
-fn a_block_status_payload_names_the_one_context_once() {
+fn a_block_status_payload_names_chosen_contexts_once_each() {
     let terms = terms(HeaderStyle::Extended);
     let payload = |length: u64, ids: &[u32]| {
         let mut bytes = length.to_be_bytes().to_vec();
@@ -316,7 +317,7 @@ fn a_block_status_payload_names_the_one_context_once() {
     };
     assert_eq!(
         terms.query(0, &payload(4096, &[BASE_ALLOCATION_ID])),
-        Ok(4096)
+        Ok((4096, ContextSet::ALLOCATION))
     );
     for bad in [
         payload(4096, &[]),
@@ -333,6 +334,15 @@ fn a_block_status_payload_names_the_one_context_once() {
         terms.query(u64::MAX, &payload(9, &[BASE_ALLOCATION_ID])),
         Err(ErrorCode::Invalid)
     );
+    let mut contexts = ContextSet::NONE;
+    assert!(contexts.insert(2) && contexts.insert(4) && !contexts.insert(2));
+    assert!(!contexts.insert(0) && !contexts.insert(17));
+    let terms = Terms { contexts, ..terms };
+    assert_eq!(terms.query(0, &payload(9, &[4, 2])), Ok((9, contexts)));
+    for bad in [&[1][..], &[3], &[2, 2], &[2, 17]] {
+        let refused = terms.query(0, &payload(9, bad));
+        assert_eq!(refused, Err(ErrorCode::Invalid), "{bad:?}");
+    }
 }
 
 proptest! {
@@ -357,7 +367,8 @@ proptest! {
         read_only in any::<bool>(),
         block_status in any::<bool>(),
     ) {
-        let terms = Terms { style: STYLES[style], block_status, read_only, size };
+        let contexts = if block_status { ContextSet::ALLOCATION } else { ContextSet::NONE };
+        let terms = Terms { style: STYLES[style], contexts, read_only, size };
         let header = RequestHeader { flags, command, cookie: 0, offset, length };
         match terms.validate(&header) {
             Err(_) | Ok(Action::Disconnect | Action::Flush | Action::BlockStatusQuery { .. }) => {}
