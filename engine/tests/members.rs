@@ -137,6 +137,25 @@ fn a_spare_that_leaves_takes_nothing_over() {
 }
 
 #[test]
+fn a_member_that_is_removed_can_be_taken_away_and_its_place_filled() {
+    let (world, pool, mut state) = pool_of(Level::Raid5, 3);
+    pool.remove_member(1).unwrap();
+    assert_eq!(states(&pool)[1], MemberState::Failed);
+    pool.remove_member(1).unwrap();
+    let refused = pool.remove_member(2).unwrap_err().to_string();
+    assert!(refused.contains("cannot be done without"), "{refused}");
+    assert_eq!(states(&pool)[2], MemberState::Online);
+    world.sim.remove_device(&world.paths[1]);
+    write(&pool, &mut state, "a", 0, 9, 60_000);
+    pool.flush().unwrap();
+    let path = world.add_device("new");
+    let job = pool.replace_member(1, &path, false).unwrap();
+    done(&pool, job.id);
+    assert_eq!(states(&pool), [MemberState::Online; 3]);
+    assert_holds(&pool, &state, "with a new member");
+}
+
+#[test]
 fn a_member_that_returns_gets_only_what_it_missed() {
     for (level, width) in redundant() {
         let (world, pool, mut state) = pool_of(level, width);

@@ -672,3 +672,19 @@ fn engine_records_that_do_not_fit_are_refused() {
     array.commit(&long[1..], false).unwrap();
     assert_eq!(array.engine_record(), long[1..]);
 }
+
+#[test]
+fn r4_one_that_stalls_beside_one_that_is_gone_is_waited_for() {
+    let (pool, array) = Pool::create(Level::Raid5, 4, 47);
+    let mut model = Model::default();
+    model.fill(&array, 0, 1).unwrap();
+    pool.world.inject(pool.path(1), Fault::Vanish);
+    pool.world.inject(pool.path(2), Fault::Stall { asks: 5 });
+    model.fill(&array, 1, 2).unwrap();
+    array.sync().unwrap();
+    assert_eq!(not_online(&array), [1], "the one that is gone, and only it");
+    assert_eq!(array.status().stopped, None);
+    pool.world.heal(pool.path(2));
+    model.fill(&array, 0, 3).unwrap();
+    model.check(&array, "degraded by one");
+}

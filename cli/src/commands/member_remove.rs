@@ -13,8 +13,12 @@ use crate::{
 
 /// Take a spare or a member away
 ///
-/// A spare is given up, a rebuild onto a new member is ended, and a member of
-/// the layout is failed, if the pool can do without it. Nothing is erased.
+/// A spare is given up, and a rebuild onto a new member is ended. A member of
+/// the layout is failed for good, if the pool can do without it (else the
+/// command is refused and nothing changes): when this command has ended, the
+/// pool has closed the file or device, and it can be taken away. Its place
+/// stays, listed as failed, until 'member replace' or a spare fills it.
+/// Nothing is erased; 'member re-add' takes an unchanged member back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tessera member remove tank 4\n  \

@@ -91,7 +91,9 @@ impl Engine {
                     None => Ok(self.array.detach(raid, "removed")?),
                 }
             }
-            _ => self.fail_member(index, "removed by the administrator"),
+            // It is out already, and its device is closed: nothing is left to do.
+            MemberState::Failed | MemberState::Missing => Ok(()),
+            MemberState::Online => self.fail_member(index, "removed by the administrator"),
         }
     }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Kind, MemberIndex, MemberSet, RaidError,
+    device::{Io, IoOp},
     sabotage::broken,
     superblock::{MemberRecord, Standing},
 };
@@ -38,6 +39,20 @@ impl Fault {
                 _ => Self::Bad,
             },
         }
+    }
+}
+
+/// Whether an operation shows that its device does not work: it was left
+/// without an answer, its device is gone, or a write or sync failed. A failed
+/// read leaves its member in use, and a lack of space is nobody's failure (R4).
+pub(super) fn shows_failure(io: &Io) -> bool {
+    let Some(Err(error)) = &io.outcome else {
+        return false;
+    };
+    match Fault::of(error) {
+        Fault::NoSpace => false,
+        Fault::Gone => true,
+        Fault::Bad => !matches!(io.op, IoOp::Read(_)),
     }
 }
 

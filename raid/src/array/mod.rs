@@ -46,7 +46,7 @@ mod write;
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -306,10 +306,9 @@ impl Array {
         }
         let verdict = stall::BatchVerdict::new(self, roster, batch);
         self.backend.run(batch, &verdict);
-        let completed = |io: &&Io| !matches!(&io.outcome, Some(Err(error)) if error.kind() == io::ErrorKind::TimedOut);
         for device in roster.devices() {
-            let mut own = batch.iter().filter(|io| io.device == device.handle);
-            if own.any(|io| completed(&io)) {
+            let own = || batch.iter().filter(|io| io.device == device.handle);
+            if own().next().is_some() && !own().any(failures::shows_failure) {
                 device
                     .completed
                     .fetch_max(verdict.tick(), Ordering::Relaxed);

@@ -6,7 +6,8 @@
 //! resets), nobody is failed and everybody waits.
 //!
 //! The evidence: members of the same batch that are no longer asked about
-//! have completed their part; other batches report to [`Progress`]; and where
+//! have completed their part, unless it failed: a member that is gone answers
+//! at once, and the array does not work with it. Other batches report to [`Progress`]; and where
 //! there is no other I/O, a probe reads a block of every other member.
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use super::{
     Array,
+    failures::shows_failure,
     roster::{OpenDevice, Roster},
 };
 use crate::{
@@ -67,6 +69,8 @@ pub(super) struct BatchVerdict<'a> {
     begun: Instant,
     /// How often the backend asked about each device.
     asked: RefCell<Vec<(DeviceHandle, u32)>>,
+    /// Devices of the batch that have finished, but do not work.
+    broken: RefCell<Vec<DeviceHandle>>,
 }
 
 impl<'a> BatchVerdict<'a> {
@@ -84,6 +88,7 @@ impl<'a> BatchVerdict<'a> {
             tick: array.tick(),
             begun: Instant::now(),
             asked: RefCell::new(Vec::new()),
+            broken: RefCell::new(Vec::new()),
         }
     }
 
@@ -114,7 +119,9 @@ impl<'a> BatchVerdict<'a> {
         // All unfinished devices are asked about in turn, so one that is two
         // rounds short has finished its part of the batch.
         let finished = |device: &OpenDevice| {
-            self.involved.contains(&device.handle) && self.asked(device.handle) + 2 <= times
+            self.involved.contains(&device.handle)
+                && self.asked(device.handle) + 2 <= times
+                && !self.broken.borrow().contains(&device.handle)
         };
         let answers = |member: &MemberIndex| {
             let device = self.roster.live(*member);
@@ -128,6 +135,13 @@ impl<'a> BatchVerdict<'a> {
 }
 
 impl Verdict for BatchVerdict<'_> {
+    fn failed(&self, io: &Io) {
+        let mut broken = self.broken.borrow_mut();
+        if shows_failure(io) && !broken.contains(&io.device) {
+            broken.push(io.device);
+        }
+    }
+
     fn abandon(&self, device: DeviceHandle) -> bool {
         let (array, roster) = (self.array, self.roster);
         if roster.by_handle(device).is_none() {
@@ -236,6 +250,24 @@ mod tests {
         let roster = array.roster();
         let verdict = BatchVerdict::new(&array, &roster, &batch(&roster, &[0, 1, 2, 3]));
         assert_eq!(given_up(&verdict, &[2]), [2]);
+    }
+
+    #[test]
+    fn r4_one_that_is_gone_is_no_evidence_against_one_that_stalls() {
+        for (errno, gone) in [
+            (libc::ENODEV, true),
+            (libc::EIO, true),
+            (libc::ENOSPC, false),
+        ] {
+            let array = array(Level::Raid5, 4);
+            let roster = array.roster();
+            let mut batch = batch(&roster, &[0, 1, 2, 3]);
+            let verdict = BatchVerdict::new(&array, &roster, &batch);
+            batch[3].outcome = Some(Err(std::io::Error::from_raw_os_error(errno)));
+            verdict.failed(&batch[3]);
+            let expected: &[u8] = if gone { &[] } else { &[2] };
+            assert_eq!(given_up(&verdict, &[2]), expected, "errno {errno}");
+        }
     }
 
     #[test]

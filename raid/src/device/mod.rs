@@ -102,11 +102,25 @@ pub trait Verdict {
     /// True when the unfinished operations on `device` are to be abandoned.
     fn abandon(&self, device: DeviceHandle) -> bool;
 
+    /// Told of every operation of the batch that has failed so far, before
+    /// each round of questions: a device that is no longer asked about has
+    /// finished its part, but this one not well. May be told again.
+    fn failed(&self, _io: &Io) {}
+
     /// Whether the answer can ever be true. A verdict that never abandons
     /// lets a backend take shorter ways that cannot be left.
     fn may_abandon(&self) -> bool {
         true
     }
+}
+
+/// Tells a verdict what has failed so far.
+fn tell_failures(batch: &[Io], verdict: &dyn Verdict) {
+    let failed = |io: &&Io| matches!(io.outcome, Some(Err(_)));
+    batch
+        .iter()
+        .filter(failed)
+        .for_each(|io| verdict.failed(io));
 }
 
 /// Waits for ever.

@@ -519,6 +519,12 @@ impl State {
             .unwrap_or(0)
     }
 
+    fn has_vanished(&mut self, device: DeviceHandle) -> bool {
+        let path = self.handle(device).path.clone();
+        let device = self.world.devices.get(&path);
+        device.is_none_or(|device| device.faults.vanished)
+    }
+
     fn perform(&mut self, io: &mut Io) -> io::Result<()> {
         if !self.world.power {
             return Err(no_power());
@@ -617,6 +623,17 @@ impl SimBackend {
             let asks = devices.iter().map(|device| (*device, state.asks(*device)));
             asks.filter(|(_, asks)| *asks > 0).collect()
         };
+        for device in devices {
+            // Whatever is asked of it has failed by the time of a question.
+            if self.world.state.lock().has_vanished(*device) {
+                verdict.failed(&Io {
+                    device: *device,
+                    offset: 0,
+                    op: IoOp::Sync,
+                    outcome: Some(Err(io::Error::from_raw_os_error(libc::ENODEV))),
+                });
+            }
+        }
         let rounds = stuck.iter().map(|(_, asks)| *asks).max().unwrap_or(0);
         let mut given_up = Vec::new();
         for round in 1..=rounds {

@@ -21,6 +21,7 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use super::{
     Backend, DeviceFacts, DeviceHandle, Io, IoOp, OpenMode, VERDICT_INTERVAL, Verdict,
     file::{OpenFile, Table, buffer_bytes, create_file, timed_out, without_buffers},
+    tell_failures,
 };
 
 /// Blocking operations a device performs at a time.
@@ -259,6 +260,7 @@ fn give_up(
         .collect();
     devices.sort_unstable();
     devices.dedup();
+    tell_failures(batch, verdict);
     devices.retain(|device| verdict.abandon(*device));
     let mut abandoned = 0;
     for ((io, slot), state) in batch.iter_mut().zip(pending).zip(states) {

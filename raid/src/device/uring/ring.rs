@@ -25,6 +25,7 @@ use super::flight::{Flight, Progress};
 use crate::device::{
     DeviceHandle, Io, Verdict,
     file::{OpenFile, Table, timed_out, without_buffers},
+    tell_failures,
 };
 
 /// Entries in flight per thread; larger batches go in rounds. Twice as many
@@ -354,6 +355,7 @@ impl Inner {
             .collect();
         devices.sort_unstable();
         devices.dedup();
+        tell_failures(run.batch, verdict);
         devices.retain(|device| verdict.abandon(*device));
         if devices.is_empty() {
             return;
