@@ -125,6 +125,7 @@ pub(crate) enum Command {
     /// Check and write configuration files of 'tessera serve'
     #[command(subcommand)]
     Config(ConfigCommand),
+    Estimate(commands::estimate::Estimate),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }

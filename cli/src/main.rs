@@ -11,6 +11,7 @@ mod check_run;
 mod commands;
 mod control;
 mod daemon;
+mod estimate;
 mod failure;
 mod logging;
 mod moment;

@@ -65,6 +65,7 @@ const COMMANDS: &[(&str, Way)] = &[
     ("mount", Alone),
     ("config check", NoPool),
     ("config example", NoPool),
+    ("estimate", NoPool),
     ("completions", NoPool),
     ("man", NoPool),
 ];

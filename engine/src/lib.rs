@@ -6,6 +6,7 @@ mod concurrency;
 pub mod disk;
 mod epochs;
 mod error;
+pub mod estimate;
 #[doc(hidden)]
 pub mod fuzzing;
 mod jobs;

@@ -16,6 +16,7 @@
 //! }
 //! ```
 
+pub mod client;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod protocol;

@@ -3,6 +3,7 @@
 pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod estimate;
 pub(crate) mod gc_cancel;
 pub(crate) mod gc_start;
 pub(crate) mod gc_status;
@@ -92,6 +93,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Mount(command) => command.run(globals)?,
         Command::Config(ConfigCommand::Check(command)) => command.run()?,
         Command::Config(ConfigCommand::Example(command)) => command.run()?,
+        Command::Estimate(command) => command.run()?,
         Command::Completions(command) => command.run()?,
         Command::Man(command) => command.run()?,
     }

@@ -1,0 +1,416 @@
+//! A small NBD client that reads: one export, one connection, simple replies.
+//!
+//! It asks for nothing that a server may not have: fixed newstyle, `GO`, and
+//! reads of bounded length, a few of them ahead of each other so that a slow
+//! link is kept busy. Everything a server sends is checked and bounded.
+//!
+//! ```no_run
+//! use tessera_nbd::client::{Client, Uri};
+//!
+//! let uri: Uri = "nbd+unix:///vm1?socket=/srv/tank/nbd.sock".parse()?;
+//! let mut client = Client::connect(&uri)?;
+//! let mut first = vec![0; 4096];
+//! client.read(0, &mut first)?;
+//! # Ok::<(), tessera_nbd::client::ClientError>(())
+//! ```
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{self, Read, Write},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use crate::protocol::constants::{
+    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, MAX_OPTION_BYTES, MAX_STRING_BYTES,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, command, info, option,
+    option_reply,
+};
+
+/// The longest read sent as one request: what servers take without asking.
+const READ_BYTES: usize = 1 << 20;
+/// Reads under way at once.
+const READS_AHEAD: usize = 4;
+/// How long a server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+const DEFAULT_PORT: u16 = 10809;
+
+/// Why an export cannot be read.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// What was given is no URI that this client understands.
+    #[error("{0:?} is no NBD address: {1}")]
+    Uri(String, &'static str),
+    /// The server cannot be reached, or the connection broke.
+    #[error("The NBD server at {0} {1}")]
+    Io(String, &'static str, #[source] io::Error),
+    /// The server does not do what the protocol says.
+    #[error("The NBD server breaks the protocol: {0}")]
+    Protocol(String),
+    /// There is no such export.
+    #[error("The NBD server has no export {0:?}")]
+    NoExport(String),
+    /// The server wants something this client does not have.
+    #[error("The NBD server refuses the export {0:?}: {1}")]
+    Refused(String, String),
+    /// A read failed on the server's side.
+    #[error("Reading {length} bytes at {offset} failed on the NBD server (error {code})")]
+    Read {
+        /// The first byte wanted.
+        offset: u64,
+        /// How many.
+        length: usize,
+        /// The protocol's number for it, as errno.
+        code: u32,
+    },
+}
+
+/// Where an export is: `nbd://HOST[:PORT]/EXPORT` or
+/// `nbd+unix:///EXPORT?socket=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uri {
+    place: Place,
+    export: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+impl Uri {
+    /// Whether text was meant as an NBD address.
+    pub fn looks_like(text: &str) -> bool {
+        ["nbd:", "nbds:", "nbd+unix:", "nbds+unix:"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+    }
+}
+
+impl FromStr for Uri {
+    type Err = ClientError;
+
+    fn from_str(text: &str) -> Result<Self, ClientError> {
+        let wrong = |why| ClientError::Uri(text.to_owned(), why);
+        if text.starts_with("nbds") {
+            return Err(wrong(
+                "TLS is not spoken here; read the export through a Unix socket",
+            ));
+        }
+        if let Some(rest) = text.strip_prefix("nbd+unix://") {
+            let (path, query) = rest
+                .split_once('?')
+                .ok_or_else(|| wrong("it needs ?socket=PATH"))?;
+            let socket = query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("socket="))
+                .ok_or_else(|| wrong("it needs ?socket=PATH"))?;
+            let export = path
+                .strip_prefix('/')
+                .ok_or_else(|| wrong("it has no host: write nbd+unix:///EXPORT?socket=PATH"))?;
+            let socket = decoded(socket).ok_or_else(|| wrong("its escapes are malformed"))?;
+            return Ok(Self {
+                place: Place::Unix(socket.into()),
+                export: decoded(export).ok_or_else(|| wrong("its escapes are malformed"))?,
+            });
+        }
+        let rest = text
+            .strip_prefix("nbd://")
+            .ok_or_else(|| wrong("write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH"))?;
+        let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
+        let (host, port) = match authority.rsplit_once(':') {
+            // An IPv6 address without a port ends in a bracket.
+            Some((host, port)) if !authority.ends_with(']') => (
+                host,
+                port.parse().map_err(|_| wrong("its port is no number"))?,
+            ),
+            _ => (authority, DEFAULT_PORT),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(wrong("it names no host"));
+        }
+        Ok(Self {
+            place: Place::Tcp(host.to_owned(), port),
+            export: decoded(export).ok_or_else(|| wrong("its escapes are malformed"))?,
+        })
+    }
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Place::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digit = |b: u8| char::from(b).to_digit(16);
+            let value = digit(rest.next()?)? * 16 + digit(rest.next()?)?;
+            bytes.push(u8::try_from(value).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+trait Stream: Read + Write + Send {}
+
+impl Stream for TcpStream {}
+impl Stream for UnixStream {}
+
+/// A connection to one export.
+pub struct Client {
+    stream: Box<dyn Stream>,
+    server: String,
+    size: u64,
+    next_cookie: u64,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("server", &self.server)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Connects and chooses the export.
+    ///
+    /// # Errors
+    /// One sentence: the server cannot be reached, has no such export, refuses
+    /// it, or breaks the protocol.
+    pub fn connect(uri: &Uri) -> Result<Self, ClientError> {
+        let server = uri.to_string();
+        let failed = |error| ClientError::Io(server.clone(), "cannot be reached", error);
+        let stream: Box<dyn Stream> = match &uri.place {
+            Place::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).map_err(failed)?;
+                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+                stream.set_nodelay(true).map_err(failed)?;
+                Box::new(stream)
+            }
+            Place::Unix(path) => {
+                let stream = UnixStream::connect(path).map_err(failed)?;
+                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+                Box::new(stream)
+            }
+        };
+        Self::negotiate(stream, server, &uri.export)
+    }
+
+    fn negotiate(
+        stream: Box<dyn Stream>,
+        server: String,
+        export: &str,
+    ) -> Result<Self, ClientError> {
+        let mut client = Self {
+            stream,
+            server,
+            size: 0,
+            next_cookie: 1,
+        };
+        let greeting: [u8; 18] = client.receive()?;
+        let (magic, rest) = greeting.split_at(8);
+        let (again, flags) = rest.split_at(8);
+        if magic != INIT_MAGIC.to_be_bytes() || again != OPTION_MAGIC.to_be_bytes() {
+            return Err(ClientError::Protocol("its greeting is another".to_owned()));
+        }
+        let offered = u16::from_be_bytes([flags[0], flags[1]]);
+        if offered & FLAG_FIXED_NEWSTYLE == 0 {
+            let why = "it offers no fixed newstyle negotiation";
+            return Err(ClientError::Protocol(why.to_owned()));
+        }
+        let answer = u32::from(offered & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
+        client.send(&answer.to_be_bytes())?;
+        client.go(export)?;
+        Ok(client)
+    }
+
+    fn go(&mut self, export: &str) -> Result<(), ClientError> {
+        if export.len() > MAX_STRING_BYTES {
+            return Err(ClientError::NoExport(export.to_owned()));
+        }
+        let mut payload = Vec::with_capacity(export.len() + 6);
+        payload.extend(length_of(export.as_bytes()).to_be_bytes());
+        payload.extend(export.as_bytes());
+        payload.extend(0_u16.to_be_bytes());
+        let mut message = OPTION_MAGIC.to_be_bytes().to_vec();
+        message.extend(option::GO.to_be_bytes());
+        message.extend(length_of(&payload).to_be_bytes());
+        message.extend(payload);
+        self.send(&message)?;
+        let mut size = None;
+        loop {
+            let (kind, payload) = self.option_reply()?;
+            match kind {
+                option_reply::ACK => break,
+                option_reply::INFO => {
+                    if let Some((kind, rest)) = payload.split_first_chunk::<2>()
+                        && u16::from_be_bytes(*kind) == info::EXPORT
+                        && let Some((bytes, _)) = rest.split_first_chunk::<8>()
+                    {
+                        size = Some(u64::from_be_bytes(*bytes));
+                    }
+                }
+                option_reply::ERR_UNKNOWN => {
+                    return Err(ClientError::NoExport(export.to_owned()));
+                }
+                kind if kind >= 1 << 31 => {
+                    let why = match (kind, String::from_utf8_lossy(&payload)) {
+                        (option_reply::ERR_TLS_REQD, _) => {
+                            "it requires TLS, which is not spoken here".to_owned()
+                        }
+                        (_, said) if !said.is_empty() => said.into_owned(),
+                        _ => format!("error {:#x}", kind),
+                    };
+                    return Err(ClientError::Refused(export.to_owned(), why));
+                }
+                _ => {}
+            }
+        }
+        self.size = size.ok_or_else(|| {
+            ClientError::Protocol("it does not tell the size of the export".to_owned())
+        })?;
+        Ok(())
+    }
+
+    fn option_reply(&mut self) -> Result<(u32, Vec<u8>), ClientError> {
+        let header: [u8; 20] = self.receive()?;
+        let word = |at: usize| {
+            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let length = word(16) as usize;
+        if header[..8] != OPTION_REPLY_MAGIC.to_be_bytes() || length > MAX_OPTION_BYTES {
+            let why = "its reply to an option is malformed";
+            return Err(ClientError::Protocol(why.to_owned()));
+        }
+        let mut payload = vec![0; length];
+        self.fill(&mut payload)?;
+        Ok((word(12), payload))
+    }
+
+    /// The export's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads `target.len()` bytes at `offset`, which lie within the export.
+    ///
+    /// # Errors
+    /// `Read` where the server says so; the connection can be used again then.
+    /// After any other error it cannot.
+    pub fn read(&mut self, offset: u64, target: &mut [u8]) -> Result<(), ClientError> {
+        let mut under_way: VecDeque<(u64, u64, &mut [u8])> = VecDeque::new();
+        let mut failed = None;
+        let mut at = offset;
+        for piece in target.chunks_mut(READ_BYTES) {
+            if under_way.len() == READS_AHEAD {
+                self.take_reply(&mut under_way, &mut failed)?;
+            }
+            let cookie = self.next_cookie;
+            self.next_cookie += 1;
+            let mut request = [0; 28];
+            request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+            request[6..8].copy_from_slice(&command::READ.to_be_bytes());
+            request[8..16].copy_from_slice(&cookie.to_be_bytes());
+            request[16..24].copy_from_slice(&at.to_be_bytes());
+            request[24..].copy_from_slice(&length_of(piece).to_be_bytes());
+            self.send(&request)?;
+            let length = piece.len() as u64;
+            under_way.push_back((cookie, at, piece));
+            at += length;
+        }
+        while !under_way.is_empty() {
+            self.take_reply(&mut under_way, &mut failed)?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Receives whichever reply comes next.
+    fn take_reply(
+        &mut self,
+        under_way: &mut VecDeque<(u64, u64, &mut [u8])>,
+        failed: &mut Option<ClientError>,
+    ) -> Result<(), ClientError> {
+        let header: [u8; 16] = self.receive()?;
+        let cookie = u64::from_be_bytes([
+            header[8], header[9], header[10], header[11], header[12], header[13], header[14],
+            header[15],
+        ]);
+        let code = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let asked = under_way.iter().position(|(other, ..)| *other == cookie);
+        let asked = asked.and_then(|number| under_way.remove(number));
+        let Some((_, offset, piece)) =
+            asked.filter(|_| header[..4] == SIMPLE_REPLY_MAGIC.to_be_bytes())
+        else {
+            let why = "it answers what was not asked";
+            return Err(ClientError::Protocol(why.to_owned()));
+        };
+        if code == 0 {
+            return self.fill(piece);
+        }
+        failed.get_or_insert(ClientError::Read {
+            offset,
+            length: piece.len(),
+            code,
+        });
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        let sent = self.stream.write_all(bytes);
+        sent.map_err(|error| ClientError::Io(self.server.clone(), "hung up", error))
+    }
+
+    fn receive<const N: usize>(&mut self) -> Result<[u8; N], ClientError> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, target: &mut [u8]) -> Result<(), ClientError> {
+        self.stream.read_exact(target).map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "does not answer",
+                _ => "hung up",
+            };
+            ClientError::Io(self.server.clone(), what, error)
+        })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let mut goodbye = [0; 28];
+        goodbye[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        goodbye[6..8].copy_from_slice(&command::DISC.to_be_bytes());
+        let _gone_already = self.stream.write_all(&goodbye);
+    }
+}
+
+/// Lengths here are bounded far below 4 GiB by their callers.
+fn length_of(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).expect("requests are cut into pieces of at most 1 MiB")
+}
+
+#[cfg(test)]
+mod tests;
