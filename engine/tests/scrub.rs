@@ -7,7 +7,7 @@ use common::{
     model::State,
     pools::{assert_holds, done, filled, finish_jobs, problems, request, scrubbed, write},
     watch::Watcher,
-    world::{SHAPES, Scale, World, losses},
+    world::{SHAPES, Scale, World, losses, volume},
 };
 use tessera_engine::{
     ErrorKind,
@@ -445,4 +445,97 @@ fn no_cut_of_a_scrub_harms_raid6() {
 #[test]
 fn no_cut_of_a_scrub_harms_raid10() {
     every_cut_of_a_scrub(Level::Raid10);
+}
+
+#[test]
+fn what_was_found_lost_is_named_again_after_the_pool_was_opened_anew() {
+    let (world, pool, _) = pool_of(Level::Single, 1);
+    spoil(&world, 0, 5);
+    let named = scrubbed(&pool).losses;
+    assert_eq!(named, ["Volume a: 4096 bytes at 24576 are lost"]);
+    pool.close().unwrap();
+    drop(pool);
+    // Whoever only looks has no thread that would find it out.
+    let pool = world.open_read_only().unwrap();
+    let scrub = pool.scrub_status();
+    assert_eq!((scrub.lost, scrub.losses), (1, named.clone()));
+    assert_eq!(pool.status().jobs[0].losses, named);
+    drop(pool);
+    let pool = world.open().unwrap();
+    finish_jobs(&pool);
+    assert_eq!(pool.scrub_status().losses, named);
+    // What has been written since is lost no more.
+    let discard = Operation::Discard {
+        offset: 24_576,
+        length: 4096,
+    };
+    assert_eq!(request(&pool, "a", discard), Ok(()));
+    pool.close().unwrap();
+    drop(pool);
+    let pool = world.open().unwrap();
+    finish_jobs(&pool);
+    assert_eq!(pool.scrub_status().losses, [""; 0]);
+}
+
+#[test]
+fn every_step_of_a_scrub_is_short_and_clients_and_reclaim_go_on_between() {
+    let scale = Scale {
+        segments: 160,
+        ..Scale::TINY
+    };
+    let world = World::create(Level::Single, 1, scale, 23);
+    let pool = world.open().unwrap();
+    // A page of the map for each chunk.
+    const LEAVES: u64 = 700;
+    pool.create_volume(&volume("wide", LEAVES << 20)).unwrap();
+    let chunk = |number: u64| common::noise(number, 4096);
+    for number in 0..LEAVES {
+        let data = chunk(number);
+        let operation = Operation::Write {
+            offset: number << 20,
+            data: &data,
+        };
+        request(&pool, "wide", operation).unwrap();
+    }
+    pool.flush().unwrap();
+    pool.checkpoint().unwrap();
+    // A crash: the segments that were open have no summaries.
+    drop(pool);
+    let pool = world.open().unwrap();
+    for block in 0..8 {
+        spoil(&world, 0, block);
+    }
+    let id = pool.scrub_start().unwrap().id;
+    let (mut describing, mut naming, mut longest) = (0, 0, 0);
+    let read_bytes = || world.sim.counters(&world.paths[0]).read_bytes;
+    let mut overwritten = 0;
+    loop {
+        let before = read_bytes();
+        let goes_on = pool.job_step().unwrap();
+        longest = longest.max(read_bytes() - before);
+        let job = pool.job(id).unwrap();
+        describing += usize::from(job.message.contains("no summary describes"));
+        naming += usize::from(job.message.contains("what is lost"));
+        if !goes_on {
+            break;
+        }
+        // Beyond what was spoiled.
+        let number = 100 + overwritten % 500;
+        overwritten += 1;
+        let data = chunk(1000 + overwritten);
+        let operation = Operation::Write {
+            offset: number << 20,
+            data: &data,
+        };
+        request(&pool, "wide", operation).unwrap();
+        if overwritten % 16 == 0 {
+            pool.reclaim().unwrap();
+        }
+    }
+    let job = pool.job(id).unwrap();
+    assert_eq!(job.state, JobState::Done, "{job:?}");
+    assert!(job.lost > 0 && !job.losses.is_empty(), "{job:?}");
+    assert!(describing >= 2, "{describing} steps: {job:?}");
+    assert!(naming >= 2, "{naming} steps: {job:?}");
+    assert!(longest <= 4 << 20, "a step read {longest} bytes");
 }

@@ -18,8 +18,9 @@ struct Row {
     record: JobRecord,
     /// Moments and bytes done by then, within the window.
     samples: VecDeque<(u64, u64)>,
-    /// Sentences about what was lost, once they are known.
-    losses: Vec<String>,
+    /// Sentences about what was lost, once they are known. They are not stored:
+    /// after a restart they are found again from the places in the record.
+    losses: Option<Vec<String>>,
 }
 
 impl Row {
@@ -27,7 +28,7 @@ impl Row {
         Self {
             record,
             samples: VecDeque::new(),
-            losses: Vec::new(),
+            losses: None,
         }
     }
 
@@ -149,8 +150,21 @@ impl JobTable {
     /// Keeps sentences about what a job found lost.
     pub(crate) fn set_losses(&mut self, id: u64, losses: Vec<String>) {
         if let Some(row) = self.row_of(id).and_then(|row| self.rows.get_mut(&row)) {
-            row.losses = losses;
+            row.losses = Some(losses);
         }
+    }
+
+    /// The newest ended scrub that found losses which have not been named since
+    /// the pool was opened.
+    pub(crate) fn unnamed(&self) -> Option<&JobRecord> {
+        let rows = self.rows_by_age(|record| {
+            record.kind == JobKind::Scrub && !record.is_active() && record.lost > 0
+        });
+        let unnamed = |row: &&u64| self.rows[*row].losses.is_none();
+        rows.iter()
+            .rev()
+            .find(unnamed)
+            .map(|row| &self.rows[row].record)
     }
 
     /// The job whose turn it is: rebuilds before reclaim before scrubs, older
@@ -235,7 +249,7 @@ impl JobTable {
             found: record.found,
             repaired: record.repaired,
             lost: record.lost,
-            losses: row.losses.clone(),
+            losses: row.losses.clone().unwrap_or_default(),
             members: record
                 .members
                 .iter()

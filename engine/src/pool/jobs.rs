@@ -7,7 +7,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{engine::Engine, rebuild::RebuildWork, reclaim::ReclaimWork, scrub::ScrubWork};
+use super::{
+    engine::Engine, losses::Naming, rebuild::RebuildWork, reclaim::ReclaimWork, scrub::ScrubWork,
+    walk::WALK_STEP_BYTES,
+};
 use crate::{
     api::{JobInfo, JobKind, JobState, PoolSettings, SettingsChange},
     error::{EngineError, ErrorKind},
@@ -20,6 +23,8 @@ pub(crate) struct Work {
     pub(crate) rebuild: Option<RebuildWork>,
     pub(crate) scrub: Option<ScrubWork>,
     pub(crate) reclaim: Option<ReclaimWork>,
+    /// Of a scrub that ended before the pool was opened.
+    pub(crate) naming: Option<Naming>,
 }
 
 /// How a step ended.
@@ -53,7 +58,7 @@ impl Engine {
             return Ok(None);
         }
         let Some(job) = self.jobs.lock().next_running().cloned() else {
-            return Ok(None);
+            return self.name_ended(&mut work.naming);
         };
         let result = match job.kind {
             JobKind::Rebuild => self.rebuild_step(&mut work.rebuild, &job),
@@ -77,6 +82,26 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// A step of saying again what an ended scrub found lost.
+    fn name_ended(&self, naming: &mut Option<Naming>) -> Result<Option<Stepped>, EngineError> {
+        let Some(job) = self.jobs.lock().unnamed().cloned() else {
+            return Ok(None);
+        };
+        let mut current = match naming.take().filter(|current| current.is_of(job.id)) {
+            Some(current) => current,
+            None => self.begin_naming(&job)?,
+        };
+        if self.naming_step(&mut current) {
+            self.finish_naming(&job, current);
+        } else {
+            *naming = Some(current);
+        }
+        Ok(Some(Stepped {
+            kind: JobKind::Scrub,
+            bytes: WALK_STEP_BYTES,
+        }))
     }
 
     /// Ends a job.
@@ -134,17 +159,20 @@ impl Engine {
     }
 
     pub(crate) fn job_infos(&self) -> Vec<JobInfo> {
+        self.name_for_a_look();
         let jobs = self.jobs.lock();
         let ids: Vec<u64> = jobs.all().iter().map(|record| record.id).collect();
         ids.into_iter().filter_map(|id| jobs.info(id)).collect()
     }
 
     pub(crate) fn job_info(&self, id: u64) -> Result<JobInfo, EngineError> {
+        self.name_for_a_look();
         self.jobs.lock().info(id).ok_or_else(|| no_job(id))
     }
 
     /// The newest job of a kind, or one that has never been.
     pub(crate) fn newest_job(&self, kind: JobKind) -> JobInfo {
+        self.name_for_a_look();
         let jobs = self.jobs.lock();
         let newest = jobs.newest(kind).and_then(|record| jobs.info(record.id));
         newest.unwrap_or_else(|| JobInfo::none(kind))

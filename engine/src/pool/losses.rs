@@ -20,6 +20,7 @@ use super::{
     pages::Pages,
     roots::{RootKind, place},
     volume::Volume,
+    walk::{Found, TreesWalk},
 };
 use crate::{
     api::{LossReport, LostRange, VolumeLoss},
@@ -38,6 +39,7 @@ trait Lost {
 }
 
 /// Places that a scrub found.
+#[derive(Debug)]
 struct Places {
     wanted: BTreeSet<(SegmentId, u32)>,
     /// Those that something names.
@@ -84,7 +86,7 @@ impl Lost for Gone<'_> {
 }
 
 /// Chunks of one volume that are lost, in order and joined.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Ranges {
     chunks: Vec<(u64, u64)>,
     /// Pages that could not be read.
@@ -97,7 +99,12 @@ impl Ranges {
         let full = self.chunks.len() >= RANGES_MAX;
         match self.chunks.last_mut() {
             Some((start, length)) if start.saturating_add(*length) >= first => {
-                *length = (*length).max((first - *start).saturating_add(count));
+                // A page that is visited again may begin before what was last.
+                let end = start
+                    .saturating_add(*length)
+                    .max(first.saturating_add(count));
+                *start = (*start).min(first);
+                *length = end - *start;
             }
             _ if full => self.complete = false,
             _ => self.chunks.push((first, count)),
@@ -240,34 +247,93 @@ impl Engine {
             }
         }
     }
+}
 
-    /// Turns the places that a scrub found damaged into sentences about
-    /// volumes. Those that nothing names are no loss.
-    pub(crate) fn name_losses(&self, job: &JobRecord) -> Result<(), EngineError> {
-        if job.lost == 0 {
-            return Ok(());
+/// Finding out who names the places that a scrub found damaged, step by step.
+#[derive(Debug)]
+pub(crate) struct Naming {
+    job: u64,
+    walk: TreesWalk,
+    places: Places,
+    by_root: BTreeMap<RootKind, Ranges>,
+}
+
+impl Naming {
+    pub(crate) fn is_of(&self, job: u64) -> bool {
+        self.job == job
+    }
+}
+
+impl Engine {
+    /// Begins to turn the places that a scrub found damaged into sentences
+    /// about volumes. Those that nothing names are no loss.
+    pub(crate) fn begin_naming(&self, job: &JobRecord) -> Result<Naming, EngineError> {
+        if !self.read_only {
+            self.checkpoint_now(CheckpointKind::Normal)?;
         }
-        self.checkpoint_now(CheckpointKind::Normal)?;
-        let mut places = Places {
-            wanted: job.damaged.iter().copied().collect(),
-            named: BTreeSet::new(),
-        };
-        let mut pages = 0;
-        let mut by_volume: BTreeMap<String, (u64, Ranges)> = BTreeMap::new();
-        {
-            let _no_reclaim = self.reclaim.lock();
-            let mut whole = RoaringTreemap::new();
-            for (name, chunk_bytes, _, tree) in self.volume_trees() {
-                let ranges = self.lost_ranges(tree, &mut whole, &mut places);
-                pages += ranges.pages;
-                if !ranges.chunks.is_empty() {
-                    by_volume.insert(name, (chunk_bytes, ranges));
+        Ok(Naming {
+            job: job.id,
+            walk: TreesWalk::default(),
+            places: Places {
+                wanted: job.damaged.iter().copied().collect(),
+                named: BTreeSet::new(),
+            },
+            by_root: BTreeMap::new(),
+        })
+    }
+
+    /// One step of it; true when all is named.
+    pub(crate) fn naming_step(&self, naming: &mut Naming) -> bool {
+        let Naming {
+            walk,
+            places,
+            by_root,
+            ..
+        } = naming;
+        self.walk_trees(walk, &mut |root, found| {
+            let span_of = |level: u8| root.tree.shape.capacity(level.saturating_add(1));
+            let (first, count, page) = match found {
+                Found::Visit(Visit::Entry { index, entry }) if places.is_lost(&entry) => {
+                    (index, 1, false)
                 }
+                Found::Visit(Visit::Lost { first, count }) => (first, count, false),
+                Found::Visit(Visit::Page {
+                    pointer,
+                    level,
+                    index,
+                }) if places.is_lost(&pointer.entry) => {
+                    // It was read from a cache, and will not be again.
+                    let span = span_of(level);
+                    (index.saturating_mul(span), span, false)
+                }
+                Found::Damaged(error) => match error.page() {
+                    Some(PageOwner { level, index, .. }) => {
+                        let span = span_of(level);
+                        (index.saturating_mul(span), span, true)
+                    }
+                    None => return false,
+                },
+                Found::Visit(_) => return false,
+            };
+            if root.kind != RootKind::Table {
+                let ranges = by_root.entry(root.kind).or_default();
+                ranges.pages += u64::from(page);
+                ranges.add(first, count);
             }
-            self.name_table_pages(&mut places);
-        }
+            true
+        })
+    }
+
+    /// Puts what was named into the job.
+    pub(crate) fn finish_naming(&self, job: &JobRecord, naming: Naming) {
         let mut sentences = Vec::new();
-        for (name, (chunk_bytes, ranges)) in by_volume {
+        let mut pages = 0;
+        let mut by_root = naming.by_root;
+        for (kind, name, chunk_bytes) in self.names_of_roots() {
+            let Some(ranges) = by_root.remove(&kind) else {
+                continue;
+            };
+            pages += ranges.pages;
             for (first, count) in ranges.chunks {
                 let offset = first.saturating_mul(chunk_bytes);
                 let length = count.saturating_mul(chunk_bytes);
@@ -277,32 +343,47 @@ impl Engine {
             }
         }
         let all_known = job.damaged.len() as u64 == job.lost;
-        let named = places.named.len() as u64 + pages;
+        let named = naming.places.named.len() as u64 + pages;
         if !all_known {
-            let more = job.lost - job.damaged.len() as u64;
+            let more = job.lost.saturating_sub(job.damaged.len() as u64);
             sentences.push(format!("{more} more damaged places were not looked up"));
         }
         let mut jobs = self.jobs.lock();
-        jobs.update(job.id, |record| {
-            if all_known {
-                record.lost = named;
-            }
-        });
+        // What an ended scrub counted stays; this names what is left of it.
+        if all_known && job.is_active() {
+            jobs.update(job.id, |record| record.lost = named);
+        }
         jobs.set_losses(job.id, sentences);
-        Ok(())
     }
 
-    fn name_table_pages(&self, places: &mut Places) {
-        let roots = self.roots();
-        let pages = Pages(&self.reader);
-        for root in roots.all().filter(|root| root.kind == RootKind::Table) {
-            let mut walker = Walker::new(root.tree);
-            let mut visit = |visit: Visit<'_>| {
-                if let Visit::Page { pointer, .. } = visit {
-                    places.is_lost(&pointer.entry);
-                }
+    /// Volumes and snapshots by name, with the bytes of their chunks.
+    fn names_of_roots(&self) -> Vec<(RootKind, String, u64)> {
+        let volumes = self.volumes.read();
+        let mut names = Vec::new();
+        for (name, volume) in &volumes.by_name {
+            let chunk_bytes = u64::from(volume.chunk_bytes);
+            names.push((RootKind::Volume(volume.id), name.clone(), chunk_bytes));
+            for (snapshot, of) in volumes.snapshots_of.get(&volume.id).into_iter().flatten() {
+                let full = format!("{name}@{snapshot}");
+                names.push((RootKind::Snapshot(of.id), full, chunk_bytes));
+            }
+        }
+        names
+    }
+
+    /// Names at once what ended scrubs found lost, where no job thread will.
+    pub(crate) fn name_for_a_look(&self) {
+        if !self.read_only {
+            return;
+        }
+        loop {
+            let unnamed = self.jobs.lock().unnamed().cloned();
+            let Some(job) = unnamed else { return };
+            let Ok(mut naming) = self.begin_naming(&job) else {
+                return;
             };
-            while let Ok(false) = walker.step(&pages, PAGES_PER_STEP, &mut visit) {}
+            while !self.naming_step(&mut naming) {}
+            self.finish_naming(&job, naming);
         }
     }
 }

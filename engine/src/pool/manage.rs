@@ -353,6 +353,7 @@ impl Engine {
 
     /// Jobs under way, and the newest of each kind.
     fn jobs_of_interest(&self) -> Vec<JobInfo> {
+        self.name_for_a_look();
         let jobs = self.jobs.lock();
         let newest = JobKind::ALL
             .into_iter()

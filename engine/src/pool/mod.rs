@@ -33,6 +33,7 @@ mod space;
 mod threads;
 mod view;
 mod volume;
+mod walk;
 mod write;
 
 use std::{

@@ -28,7 +28,7 @@ pub(crate) struct Roots {
 }
 
 /// What a root belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum RootKind {
     /// A table of the root page: catalogue, segments, jobs or snapshots.
     Table,

@@ -25,9 +25,11 @@ use std::collections::VecDeque;
 
 use tessera_raid::MemberIndex;
 
-use self::records::Undescribed;
+use self::records::{Describing, Undescribed};
 pub(crate) use self::segment::Current;
-use super::{CheckpointKind, engine::Engine, rebuild::Piece};
+use super::{
+    CheckpointKind, engine::Engine, losses::Naming, rebuild::Piece, walk::WALK_STEP_BYTES,
+};
 use crate::{
     api::JobState,
     error::EngineError,
@@ -49,11 +51,14 @@ const JOURNAL_BYTES_MAX: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct ScrubWork {
     job: u64,
+    /// It is found out first which segments' summaries are missing.
+    describing: Option<Describing>,
     pieces: VecDeque<Piece>,
     /// The segment that the last piece was of.
     current: Option<Current>,
     /// What is known of segments whose summary is missing.
     undescribed: Undescribed,
+    naming: Option<Naming>,
 }
 
 impl Engine {
@@ -65,8 +70,16 @@ impl Engine {
     ) -> Result<u64, EngineError> {
         let work = match work {
             Some(work) if work.job == job.id => work,
-            stale => stale.insert(self.begin_scrub(job)?),
+            stale => stale.insert(self.begin_scrub(job)),
         };
+        if let Some(describing) = &mut work.describing {
+            let found = self.describing_step(describing)?;
+            self.say(job, &describing.message());
+            if let Some(undescribed) = found {
+                self.list_pieces(work, job, undescribed)?;
+            }
+            return Ok(WALK_STEP_BYTES);
+        }
         match job.cursor.phase {
             SUPERBLOCKS => {
                 self.scrub_superblocks(job)?;
@@ -83,26 +96,57 @@ impl Engine {
                 };
                 return self.scrub_piece(work, job, &piece);
             }
+            _ if job.lost == 0 => self.finish_scrub(job),
             _ => {
-                self.name_losses(job)?;
-                self.finish_scrub(job);
+                let mut naming = match work.naming.take() {
+                    Some(naming) => naming,
+                    None => self.begin_naming(job)?,
+                };
+                if self.naming_step(&mut naming) {
+                    self.finish_naming(job, naming);
+                    self.finish_scrub(job);
+                } else {
+                    self.say(job, "Looks through all maps for what is lost");
+                    work.naming = Some(naming);
+                }
+                return Ok(WALK_STEP_BYTES);
             }
         }
         Ok(0)
     }
 
-    fn begin_scrub(&self, job: &JobRecord) -> Result<ScrubWork, EngineError> {
-        let undescribed = self.undescribed()?;
+    fn say(&self, job: &JobRecord, message: &str) {
+        self.jobs.lock().update(job.id, |record| {
+            message.clone_into(&mut record.message);
+        });
+    }
+
+    fn begin_scrub(&self, job: &JobRecord) -> ScrubWork {
+        ScrubWork {
+            job: job.id,
+            describing: Some(self.begin_describing()),
+            pieces: VecDeque::new(),
+            current: None,
+            undescribed: Undescribed::default(),
+            naming: None,
+        }
+    }
+
+    /// Lists what is to be verified, once it is known how.
+    fn list_pieces(
+        &self,
+        work: &mut ScrubWork,
+        job: &JobRecord,
+        undescribed: Undescribed,
+    ) -> Result<(), EngineError> {
         let (pieces, bytes) = self.live_pieces(job.cursor, &|_| true)?;
         self.jobs.lock().update(job.id, |record| {
             record.total_bytes = record.done_bytes + bytes;
+            record.message.clear();
         });
-        Ok(ScrubWork {
-            job: job.id,
-            pieces,
-            current: None,
-            undescribed,
-        })
+        work.describing = None;
+        (work.pieces, work.undescribed) = (pieces, undescribed);
+        Ok(())
     }
 
     fn enter_phase(&self, job: &JobRecord, phase: u32) {

@@ -11,12 +11,20 @@ use tessera_raid::SegmentId;
 
 use crate::{
     error::EngineError,
-    map::{PageOwner, Pointer, Visit, Walker},
-    pool::{CheckpointKind, engine::Engine, pages::Pages, roots::Visited},
+    map::Visit,
+    pool::{
+        CheckpointKind,
+        engine::Engine,
+        walk::{Found, TreesWalk},
+    },
 };
 
-/// Pages that a walk reads between two looks at whether the pool goes on.
-const PAGES_PER_STEP: usize = 256;
+/// Summaries that one step reads: some megabytes.
+const SUMMARIES_PER_STEP: usize = 16;
+
+fn is_live(record: &SegmentRecord) -> bool {
+    matches!(record.state, SegmentState::Open | SegmentState::Sealed)
+}
 
 /// What the trees name in segments that no summary describes, by place.
 #[derive(Debug, Default)]
@@ -45,60 +53,104 @@ impl Undescribed {
     }
 }
 
+/// Finding them, step by step.
+#[derive(Debug)]
+pub(super) struct Describing {
+    /// Segments whose summary is still to be looked for.
+    unseen: Vec<SegmentId>,
+    segments: usize,
+    found: Undescribed,
+    walk: Option<TreesWalk>,
+}
+
+impl Describing {
+    /// How far it is, for people.
+    pub(super) fn message(&self) -> String {
+        match self.walk {
+            None => format!(
+                "Reads summaries: {} of {}",
+                self.segments - self.unseen.len(),
+                self.segments
+            ),
+            Some(_) => "Looks through all maps for what no summary describes".to_owned(),
+        }
+    }
+}
+
 impl Engine {
-    /// Walks all trees for what they name in segments that no readable summary
+    /// Begins to look for what is named in segments that no readable summary
     /// describes: after a crash those that were open are such.
-    pub(super) fn undescribed(&self) -> Result<Undescribed, EngineError> {
+    pub(super) fn begin_describing(&self) -> Describing {
         let open: HashSet<SegmentId> = {
             let state = self.state.lock();
             let positions = state.appender.positions();
             positions.iter().map(|position| position.segment).collect()
         };
-        let lacking: Vec<SegmentId> = self
-            .table
-            .live()
-            .into_iter()
-            .filter(|(id, record)| {
-                !open.contains(id)
-                    && (record.summary.blocks == 0 || self.read_summary(*id, record).is_none())
-            })
+        let live = self.table.live().into_iter();
+        let unseen: Vec<SegmentId> = live
             .map(|(id, _)| id)
+            .filter(|id| !open.contains(id))
             .collect();
-        let mut found = Undescribed::default();
-        if lacking.is_empty() {
-            return Ok(found);
+        Describing {
+            segments: unseen.len(),
+            unseen,
+            found: Undescribed::default(),
+            walk: None,
         }
-        for id in lacking {
-            found.by_segment.insert(id, BTreeMap::new());
-        }
-        self.checkpoint_now(CheckpointKind::Normal)?;
-        // Reclaim frees under this lock only: the roots' segments stay.
-        let _no_reclaim = self.reclaim.lock();
-        let roots = self.roots();
-        if let Some(root) = &roots.pointer {
-            found.note(root.entry);
-        }
-        let pages = Pages(&self.reader);
-        let mut visited = Visited::default();
-        for root in roots.all() {
-            let mut walker = Walker::new(root.tree);
-            let mut enter = |pointer: &Pointer, _: PageOwner| visited.enter(pointer);
-            let mut visit = |visit: Visit<'_>| match visit {
-                Visit::Page { pointer, .. } => found.note(pointer.entry),
-                Visit::Entry { entry, .. } => found.note(entry),
-                Visit::Lost { .. } | Visit::Record { .. } => {}
-            };
-            loop {
-                self.check_usable()?;
-                match walker.step_if(&pages, PAGES_PER_STEP, &mut enter, &mut visit) {
-                    Ok(true) => break,
-                    Ok(false) => {}
-                    // Named as a loss when its own segment's turn comes.
-                    Err(error) => tracing::warn!(%error, "A scrub passes over a damaged page"),
+    }
+
+    /// One step of it; what was found, at the end.
+    pub(super) fn describing_step(
+        &self,
+        describing: &mut Describing,
+    ) -> Result<Option<Undescribed>, EngineError> {
+        let Describing {
+            unseen,
+            found,
+            walk,
+            ..
+        } = describing;
+        if !unseen.is_empty() {
+            let _guard = self.epochs.enter();
+            let rest = unseen.len().saturating_sub(SUMMARIES_PER_STEP);
+            for id in unseen.drain(rest..) {
+                let lacks = |record: &SegmentRecord| {
+                    record.summary.blocks == 0 || self.read_summary(id, record).is_none()
+                };
+                // Freed meanwhile: nothing names it any more.
+                let live = self.table.record(id).filter(is_live);
+                if live.is_some_and(|record| lacks(&record)) {
+                    found.by_segment.insert(id, BTreeMap::new());
                 }
             }
+            return Ok(None);
         }
-        Ok(found)
+        if found.by_segment.is_empty() {
+            return Ok(Some(Undescribed::default()));
+        }
+        let walk = match walk {
+            Some(walk) => walk,
+            None => {
+                self.checkpoint_now(CheckpointKind::Normal)?;
+                if let Some(root) = &self.roots().pointer {
+                    found.note(root.entry);
+                }
+                walk.insert(TreesWalk::default())
+            }
+        };
+        let done = self.walk_trees(walk, &mut |_, seen| {
+            match seen {
+                Found::Visit(Visit::Page { pointer, .. }) => found.note(pointer.entry),
+                Found::Visit(Visit::Entry { entry, .. }) => found.note(entry),
+                Found::Visit(Visit::Lost { .. } | Visit::Record { .. }) => {}
+                // Named as a loss when its own segment's turn comes.
+                Found::Damaged(error) => {
+                    tracing::warn!(%error, "A scrub passes over a damaged page");
+                }
+            }
+            false
+        });
+        Ok(done.then(|| std::mem::take(found)))
     }
 
     /// The records of the stream's open segment, if it is this one.
