@@ -106,3 +106,100 @@ impl Settings {
         Ok(settings)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn change() -> SettingsChange {
+        SettingsChange::default()
+    }
+
+    #[test]
+    fn the_stored_form_of_settings_does_not_change() {
+        let settings = Settings {
+            kept: PoolSettings {
+                rebuild_bytes_per_second: 0x0102,
+                scrub_bytes_per_second: 0x0304,
+                read_errors_per_hour: 0x05,
+                stall_limit_ms: 0x0607,
+                scrub_interval_seconds: 0x0809,
+            },
+            scrub_due_ms: 0x0a0b,
+        };
+        let mut expected = [0; SETTINGS_BYTES];
+        for (at, byte) in [
+            (0, 2),
+            (1, 1),
+            (8, 4),
+            (9, 3),
+            (16, 5),
+            (20, 7),
+            (21, 6),
+            (24, 9),
+            (25, 8),
+            (32, 0x0b),
+            (33, 0x0a),
+        ] {
+            expected[at] = byte;
+        }
+        assert_eq!(settings.encode(), expected);
+        assert_eq!(Settings::decode(&expected), Some(settings));
+    }
+
+    #[test]
+    fn limits_that_would_fail_healthy_members_are_refused() {
+        let refused = [
+            SettingsChange {
+                read_errors_per_hour: Some(0),
+                ..change()
+            },
+            SettingsChange {
+                stall_limit_ms: Some(STALL_LIMIT_MS_MIN - 1),
+                ..change()
+            },
+        ];
+        for change in refused {
+            let error = Settings::default().changed(&change).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{change:?}");
+        }
+        let least = SettingsChange {
+            read_errors_per_hour: Some(1),
+            stall_limit_ms: Some(STALL_LIMIT_MS_MIN),
+            ..change()
+        };
+        assert!(Settings::default().changed(&least).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_named_stays_and_a_new_interval_begins_anew() {
+        let before = Settings {
+            scrub_due_ms: 77,
+            ..Settings::default()
+        };
+        assert_eq!(before.changed(&change()).unwrap(), before);
+        let rate = SettingsChange {
+            scrub_bytes_per_second: Some(5),
+            ..change()
+        };
+        let after = before.changed(&rate).unwrap();
+        assert_eq!(after.scrub_due_ms, 77);
+        assert_eq!(after.kept.scrub_bytes_per_second, 5);
+        assert_eq!(after.kept.rebuild_bytes_per_second, 0);
+        let interval = SettingsChange {
+            scrub_interval_seconds: Some(60),
+            ..change()
+        };
+        assert_eq!(before.changed(&interval).unwrap().scrub_due_ms, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn settings_round_trip(bytes: [u8; SETTINGS_BYTES]) {
+            let settings = Settings::decode(&bytes).unwrap();
+            prop_assert_eq!(settings.encode(), bytes);
+        }
+    }
+}

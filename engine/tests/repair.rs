@@ -42,17 +42,18 @@ fn closed(level: Level) -> (World, State, State) {
     (world, older, state)
 }
 
-/// Where pages lie on the only member of a single pool that begin like this.
+/// Where pages lie on members that begin like this; each copy of a page.
 fn pages_like(world: &World, magic: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let from = world.slots_offset;
     let length = usize::try_from(world.device_bytes - from).unwrap();
-    let bytes = world.sim.peek(&world.paths[0], from, length);
-    (from..)
-        .step_by(4096)
-        .zip(bytes.chunks(4096))
-        .filter(|(_, block)| block.starts_with(magic))
-        .map(|(at, block)| (at, block.to_vec()))
-        .collect()
+    let mut found = Vec::new();
+    for path in &world.paths {
+        let bytes = world.sim.peek(path, from, length);
+        let blocks = (from..).step_by(4096).zip(bytes.chunks(4096));
+        let like = blocks.filter(|(_, block)| block.starts_with(magic));
+        found.extend(like.map(|(at, block)| (at, block.to_vec())));
+    }
+    found
 }
 
 fn roots(world: &World) -> Vec<(u64, Vec<u8>)> {
@@ -69,8 +70,12 @@ fn named_by(world: &World, root: &[u8], at: usize) -> u64 {
     world.slot_offset(segment) + u64::from_le_bytes(position)
 }
 
+/// Destroys a row of blocks, one of each member: what redundancy there is for
+/// any one of them is among the others.
 fn destroy(world: &World, at: u64) {
-    world.sim.poke(&world.paths[0], at, &[0xee; 4096]);
+    for path in &world.paths {
+        world.sim.poke(path, at, &[0xee; 4096]);
+    }
 }
 
 #[test]
@@ -148,23 +153,45 @@ fn a_lost_catalogue_is_made_anew() {
 }
 
 #[test]
-fn without_the_newest_root_an_older_one_is_used() {
-    let (world, older, _) = closed(Level::Single);
-    destroy(&world, roots(&world).pop().unwrap().0);
-    assert!(world.open().is_err());
-    let plan = repair(&world, RepairMode::Plan);
-    assert!(plan.problems[0].contains("root page is lost"), "{plan:?}");
-    assert!(
-        plan.actions[0].contains("Use the root of checkpoint"),
-        "{plan:?}"
-    );
-    let done = repair(&world, RepairMode::Apply);
-    assert!(done.applied, "{done:?}");
-    let pool = world.open().unwrap();
-    assert_holds(&pool, &older, "as of the checkpoint before");
-    pool.close().unwrap();
-    drop(pool);
-    assert_eq!(problems(&world), Vec::<String>::new());
+fn without_the_newest_root_an_older_one_is_used_at_every_level() {
+    for (level, _) in SHAPES {
+        let (world, older, _) = closed(level);
+        destroy(&world, roots(&world).pop().unwrap().0);
+        assert!(world.open().is_err(), "{level}");
+        let writes = world.writes();
+        let plan = repair(&world, RepairMode::Plan);
+        assert!(plan.problems[0].contains("root page is lost"), "{plan:?}");
+        assert!(
+            plan.actions[0].contains("Use the root of checkpoint"),
+            "{level}: {plan:?}"
+        );
+        assert_eq!(world.writes(), writes, "{level}: a plan writes nothing");
+        let done = repair(&world, RepairMode::Apply);
+        assert!(done.applied, "{level}: {done:?}");
+        let pool = world.open().unwrap();
+        assert_holds(&pool, &older, "as of the checkpoint before");
+        pool.close().unwrap();
+        drop(pool);
+        assert_eq!(problems(&world), Vec::<String>::new(), "{level}");
+    }
+}
+
+#[test]
+fn an_older_root_is_found_without_the_members_that_may_be_missing() {
+    for (level, width) in SHAPES {
+        for missing in 0..losses(level) {
+            let (world, older, _) = closed(level);
+            destroy(&world, roots(&world).pop().unwrap().0);
+            // At RAID 10 no two of them mirror each other.
+            for member in 0..=missing {
+                let gone = (2 * member) % width;
+                world.sim.remove_device(&world.paths[gone]);
+            }
+            let done = repair(&world, RepairMode::Apply);
+            assert!(done.applied, "{level} without {missing}: {done:?}");
+            assert_holds(&world.open().unwrap(), &older, "degraded");
+        }
+    }
 }
 
 #[test]

@@ -13,13 +13,15 @@
 //! repeats what it had done since, so a step may be repeated without harm.
 //!
 //! Nothing here has a thread or a clock (R24): whoever drives the steps hands
-//! the time in, and sleeps as long as [`Pace`] says.
+//! the time in, and sleeps as long as [`Driver`] says.
 
+mod driver;
 mod pace;
 mod record;
 mod table;
 
-pub(crate) use pace::Pace;
+pub(crate) use driver::{Driver, Next, Steps};
+use pace::Pace;
 pub(crate) use record::{Cursor, JobRecord};
 pub(crate) use table::JobTable;
 

@@ -1,6 +1,7 @@
 //! The background threads: each only drives step functions (R24).
 
 use std::{
+    cell::Cell,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use super::{CheckpointKind, engine::Engine, snapshots::UNFOLDED_MAX};
-use crate::{api::JobKind, jobs::Pace};
+use crate::{
+    api::JobKind,
+    jobs::{Driver, Next, Steps},
+};
 
 /// How often the timer commits, and maintenance looks around.
 const TICK: Duration = Duration::from_secs(1);
@@ -139,41 +143,62 @@ fn feed_index(engine: &Engine, stopping: &AtomicBool) {
 
 /// Steps jobs, as fast as settings and clients allow.
 fn run_jobs(engine: &Engine, stopping: &AtomicBool) {
-    let mut pace = Pace::default();
-    let mut last_limit = 0;
+    let steps = EngineSteps {
+        engine,
+        took: Cell::new(Duration::ZERO),
+    };
+    let mut driver = Driver::default();
     while !stopping.load(Ordering::Acquire) {
-        let began = Instant::now();
-        let stepped = match engine.job_step() {
-            Ok(Some(stepped)) => stepped,
-            Ok(None) => {
+        match driver.turn(&steps) {
+            Next::Idle => {
                 engine.signals.jobs.listen(TICK);
-                continue;
             }
+            Next::Rest(rest) if rest.is_zero() => {}
+            Next::Rest(rest) => {
+                engine.signals.jobs.listen(rest);
+            }
+        }
+    }
+}
+
+struct EngineSteps<'a> {
+    engine: &'a Engine,
+    took: Cell<Duration>,
+}
+
+impl Steps for EngineSteps<'_> {
+    fn next_kind(&self) -> Option<JobKind> {
+        let jobs = self.engine.jobs.lock();
+        jobs.next_running().map(|job| job.kind)
+    }
+
+    fn step(&self) -> Option<(JobKind, u64)> {
+        let began = Instant::now();
+        let stepped = self.engine.job_step();
+        self.took.set(began.elapsed());
+        match stepped {
+            Ok(stepped) => stepped.map(|stepped| (stepped.kind, stepped.bytes)),
             Err(error) => {
                 tracing::warn!(%error, "A job cannot go on");
-                engine.signals.jobs.listen(TICK);
-                continue;
+                None
             }
-        };
-        let limit = engine.rate_limit(stepped.kind);
-        if limit != last_limit {
-            pace = Pace::default();
-            last_limit = limit;
         }
-        let (busy, now) = (engine.take_busy(), (engine.clock)());
-        let courtesy = pace.after(stepped.bytes, limit, busy, began.elapsed(), now);
-        if !courtesy.is_zero() {
-            engine.signals.jobs.listen(courtesy);
-        }
-        let allowed =
-            || stopping.load(Ordering::Acquire) || engine.rate_limit(stepped.kind) != limit;
-        while !allowed() {
-            let rest = pace.rest((engine.clock)());
-            if rest.is_zero() {
-                break;
-            }
-            engine.signals.jobs.listen(rest);
-        }
+    }
+
+    fn limit(&self, kind: JobKind) -> u64 {
+        self.engine.rate_limit(kind)
+    }
+
+    fn take_busy(&self) -> bool {
+        self.engine.take_busy()
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.engine.clock)()
+    }
+
+    fn took(&self) -> Duration {
+        self.took.get()
     }
 }
 
