@@ -218,6 +218,19 @@ fn a_dry_run_makes_nothing_and_says_what_it_would() {
         "{plan}"
     );
     assert!(!dir.exists());
+    let json = run_on(
+        &dir,
+        "pool",
+        "create",
+        &[&arguments[..], &["--json"]].concat(),
+    )
+    .json();
+    assert_eq!(
+        (&json["level"], &json["dry_run"]),
+        (&"raid5".into(), &true.into())
+    );
+    assert_eq!(json["members"][2]["create_bytes"], 1 << 30);
+    assert!(!dir.exists());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use serde::Serialize;
 use tessera_engine::{api::PoolSpec, pool::Pool};
 use tessera_raid::Level;
 
@@ -71,7 +72,11 @@ impl Create {
         access::refuse_if_served(&self.dir, "making a new one there")?;
         let spec = self.spec()?;
         if self.dry_run {
-            return output::print(&self.plan(&spec)?);
+            let plan = self.plan(&spec)?;
+            return match self.json {
+                true => output::print_json(&plan),
+                false => output::print(&plan.render()),
+            };
         }
         let status = Pool::create(&self.dir, &spec, globals.io()).map_err(Failure::from)?;
         let answer = StatusAnswer {
@@ -117,7 +122,8 @@ impl Create {
         })
     }
 
-    fn plan(&self, spec: &PoolSpec) -> anyhow::Result<String> {
+    /// What would be made; fails where making it would be refused.
+    fn plan(&self, spec: &PoolSpec) -> anyhow::Result<Plan> {
         if self.dir.join("pool.toml").exists() {
             return Err(Failure::new(
                 Kind::AlreadyExists,
@@ -137,34 +143,65 @@ impl Create {
             )
             .into());
         }
-        let mut text = format!(
-            "Would make a {} pool in {} with a stripe unit of {} out of\n",
-            spec.level,
-            self.dir.display(),
-            size::format(u64::from(spec.stripe_unit_bytes)),
-        );
-        for member in &spec.members {
-            text.push_str(&format!("  {}", member.display()));
-            text.push_str(&what_happens_to(member, spec)?);
-            text.push('\n');
-        }
-        Ok(text)
+        let members = spec.members.iter().map(|path| planned(path, spec));
+        Ok(Plan {
+            dry_run: true,
+            directory: self.dir.clone(),
+            level: spec.level.name().to_owned(),
+            stripe_unit_bytes: spec.stripe_unit_bytes,
+            members: members.collect::<anyhow::Result<_>>()?,
+        })
     }
 }
 
-fn what_happens_to(member: &Path, spec: &PoolSpec) -> anyhow::Result<String> {
-    match spec.create_files_bytes {
-        Some(_) if member.exists() => Err(Failure::new(
-            Kind::AlreadyExists,
-            format!("{} exists already", member.display()),
-        )
-        .into()),
-        Some(bytes) => Ok(format!("  (a new sparse file of {})", size::format(bytes))),
-        None if member.exists() => Ok("  (everything on it would be lost)".to_owned()),
-        None => Err(Failure::new(
-            Kind::NotFound,
-            format!("{} does not exist", member.display()),
-        )
-        .into()),
+/// What `--dry-run` tells.
+#[derive(Debug, Serialize)]
+struct Plan {
+    dry_run: bool,
+    directory: PathBuf,
+    level: String,
+    stripe_unit_bytes: u32,
+    members: Vec<PlannedMember>,
+}
+
+#[derive(Debug, Serialize)]
+struct PlannedMember {
+    path: PathBuf,
+    /// The size of the sparse file that would be made; null for what exists,
+    /// which would lose everything on it.
+    create_bytes: Option<u64>,
+}
+
+impl Plan {
+    fn render(&self) -> String {
+        let mut text = format!(
+            "Would make a {} pool in {} with a stripe unit of {} out of\n",
+            self.level,
+            self.directory.display(),
+            size::format(u64::from(self.stripe_unit_bytes)),
+        );
+        for member in &self.members {
+            let what = match member.create_bytes {
+                Some(bytes) => format!("a new sparse file of {}", size::format(bytes)),
+                None => "everything on it would be lost".to_owned(),
+            };
+            text.push_str(&format!("  {}  ({what})\n", member.path.display()));
+        }
+        text
     }
+}
+
+fn planned(path: &Path, spec: &PoolSpec) -> anyhow::Result<PlannedMember> {
+    let (kind, problem) = match (spec.create_files_bytes, path.exists()) {
+        (Some(_), true) => (Kind::AlreadyExists, "exists already"),
+        (None, false) => (Kind::NotFound, "does not exist"),
+        (create_bytes, _) => {
+            return Ok(PlannedMember {
+                path: path.to_owned(),
+                create_bytes,
+            });
+        }
+    };
+    let message = format!("{} {problem}", path.display());
+    Err(Failure::new(kind, message).into())
 }
