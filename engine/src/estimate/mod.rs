@@ -13,7 +13,7 @@
 //! ```
 //! Fingerprints are uniform, so the number kept, times 2^halvings, estimates
 //! the number of distinct chunks, with a relative standard error of
-//! sqrt((1 - p) / kept) for a share p kept. The bounds given are [`SIGMAS`] of
+//! sqrt((1 - p) / kept) for a share p kept. The bounds given are `SIGMAS` of
 //! those. Without a halving nothing is estimated: the counts are exact.
 //!
 //! Memory is what [`Estimator::new`] is told, whatever the amount of data.
