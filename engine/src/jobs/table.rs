@@ -7,6 +7,7 @@ use crate::api::{JobInfo, JobKind, JobMember, JobState};
 
 /// Ended jobs that are remembered.
 const ENDED_MAX: usize = 16;
+const _: () = assert!(ENDED_MAX > JobKind::ALL.len());
 /// A job that has done this much since the last checkpoint asks for one: what a
 /// crash makes it do again.
 const SAVE_BYTES: u64 = 1 << 30;
@@ -71,13 +72,17 @@ impl JobTable {
         self.next_id
     }
 
-    /// Adds a job; of ended ones the oldest makes room.
+    /// Adds a job; of ended ones the oldest makes room, but not the newest of
+    /// its kind: that one is what its status tells.
     pub(crate) fn add(&mut self, make: impl FnOnce(u64) -> JobRecord) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let ended: Vec<u64> = self.rows_by_age(|record| !record.is_active());
+        let ended = self.rows_by_age(|record| !record.is_active());
         let row = if ended.len() >= ENDED_MAX {
-            ended[0]
+            let newest = JobKind::ALL.map(|kind| self.newest(kind).map(|record| record.id));
+            let told = |row: &&u64| newest.contains(&Some(self.rows[row].record.id));
+            let oldest = ended.iter().find(|row| !told(row));
+            *oldest.expect("there are more ended jobs than kinds")
         } else {
             (0..)
                 .find(|row| !self.rows.contains_key(row))
@@ -275,6 +280,24 @@ mod tests {
             table.update(id, |record| record.state = JobState::Done);
         }
         table
+    }
+
+    #[test]
+    fn many_jobs_of_one_kind_do_not_push_out_the_newest_of_another() {
+        let mut table = JobTable::default();
+        let mut ended = |kind: JobKind| {
+            let id = table.add(|id| JobRecord::new(id, kind, 1));
+            table.update(id, |record| record.state = JobState::Done);
+            id
+        };
+        let scrub = ended(JobKind::Scrub);
+        let mut reclaim = 0;
+        for _ in 0..3 * ENDED_MAX {
+            reclaim = ended(JobKind::Reclaim);
+        }
+        assert_eq!(table.newest(JobKind::Scrub).unwrap().id, scrub);
+        assert_eq!(table.newest(JobKind::Reclaim).unwrap().id, reclaim);
+        assert_eq!(table.all().len(), ENDED_MAX);
     }
 
     #[test]

@@ -239,10 +239,7 @@ impl Engine {
         if self.is_low_on_space() && self.reclaim_may_help() {
             self.reclaim_pass()?;
         }
-        if self.is_low_on_space() && self.moving_may_help() {
-            // One that is paused or running will do.
-            let _under_way = self.start_job(JobKind::Reclaim);
-        }
+        self.reclaim_when_low();
         Ok(())
     }
 

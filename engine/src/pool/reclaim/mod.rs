@@ -34,12 +34,16 @@ use super::{
     roots::{Roots, Visited},
 };
 use crate::{
+    api::{JobKind, JobState},
     error::{EngineError, ErrorKind},
     map::{MapError, Visit},
 };
 
 /// Pages a walk looks at between two looks at the clock.
 const PAGES_PER_STEP: usize = 256;
+
+/// Between the end of a reclaim and one that begins by itself.
+const REST_MS: u64 = 60_000;
 
 /// What reclaim remembers between passes.
 #[derive(Debug, Default)]
@@ -98,6 +102,30 @@ impl Engine {
     pub(crate) fn moving_may_help(&self) -> bool {
         let nothing_at = self.reclaim.lock().nothing_to_move_at;
         nothing_at != Some(self.state.lock().overwrites)
+    }
+
+    fn nothing_to_move(&self) {
+        let mut reclaim = self.reclaim.lock();
+        reclaim.nothing_to_move_at = Some(self.state.lock().overwrites);
+    }
+
+    /// Begins a reclaim job because space runs low, unless one has just ended:
+    /// a nearly full pool under load would walk its maps without end. A writer
+    /// that finds no room moves chunks itself.
+    pub(crate) fn reclaim_when_low(&self) {
+        let newest = self.newest_job(JobKind::Reclaim);
+        let waiting = matches!(newest.state, JobState::Running | JobState::Paused);
+        let rested = newest.ended_unix_ms.saturating_add(REST_MS);
+        if !self.is_low_on_space()
+            || !self.moving_may_help()
+            || waiting
+            || newest.id != 0 && (self.clock)() < rested
+        {
+            return;
+        }
+        if let Err(error) = self.start_job(JobKind::Reclaim) {
+            tracing::warn!(%error, "Reclaim cannot begin");
+        }
     }
 
     fn reclaim_dead(&self) -> Result<usize, EngineError> {

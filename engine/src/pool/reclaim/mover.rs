@@ -123,19 +123,21 @@ impl Engine {
                 ..ReclaimWork::default()
             });
         }
-        let work = work.as_mut().expect("set above");
-        match self.move_step(work) {
+        match self.move_step(work.as_mut().expect("set above")) {
             Ok(Progress::Moved(bytes)) => Ok(bytes.max(1)),
             Ok(Progress::Over) => {
                 self.end_job(job.id, JobState::Done, "");
                 Ok(0)
             }
-            // Trying again would walk everything again for nothing.
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
+            Err(error) => {
+                self.forget_moving(work);
+                if error.kind() != ErrorKind::NoSpace {
+                    return Err(error);
+                }
+                // Trying again would walk everything again for nothing.
                 self.end_job(job.id, JobState::Failed, &error.to_string());
                 Ok(0)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -159,9 +161,13 @@ impl Engine {
     }
 
     /// Empties segments in the caller's thread until something is free that was
-    /// not. False when there is nothing to win.
+    /// not. False when there is nothing to win, or something damaged is in the
+    /// way: that is not what the caller asked for, and a scrub tells of it.
     ///
     /// Must be called without an epoch guard and without locks.
+    ///
+    /// # Errors
+    /// The pool's failure.
     pub(in crate::pool) fn empty_some_segments(&self) -> Result<bool, EngineError> {
         // After the job's step, if one is under way: it may be all it takes.
         let mut work = self.work.lock();
@@ -169,14 +175,22 @@ impl Engine {
         if !self.moving_may_help() {
             return Ok(false);
         }
-        let own = work.reclaim.get_or_insert_default();
         loop {
-            let progress = self.move_step(own)?;
+            let progress = self.move_step(work.reclaim.get_or_insert_default());
             if self.table.counts().free > free {
                 return Ok(true);
             }
-            if matches!(progress, Progress::Over) {
-                return Ok(false);
+            match progress {
+                Ok(Progress::Moved(_)) => {}
+                Ok(Progress::Over) => return Ok(false),
+                Err(error) => {
+                    self.forget_moving(&mut work.reclaim);
+                    self.check_usable()?;
+                    tracing::warn!(%error, "Chunks cannot be moved");
+                    // Or every write would walk up to there again.
+                    self.nothing_to_move();
+                    return Ok(false);
+                }
             }
         }
     }
@@ -223,7 +237,7 @@ impl Engine {
             self.reclaim_pass()?;
         }
         let free_before = self.table.counts().free;
-        let mut reclaim = self.reclaim.lock();
+        let reclaim = self.reclaim.lock();
         let sealed = self.sealed();
         self.checkpoint_now(CheckpointKind::Normal)?;
         let survey = self.survey(&self.roots(), &sealed, work.window)?;
@@ -239,7 +253,8 @@ impl Engine {
             if survey.next.is_some() || std::mem::take(&mut work.gained) {
                 return Ok(Progress::Moved(0));
             }
-            reclaim.nothing_to_move_at = Some(self.state.lock().overwrites);
+            drop(reclaim);
+            self.nothing_to_move();
             return Ok(Progress::Over);
         }
         let segments: Vec<SegmentId> = victims.iter().map(|victim| victim.segment).collect();
