@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tessera_engine::{
     api::{
         JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, SnapshotDiff, SnapshotInfo,
-        VolumeInfo, VolumeSpec,
+        VolumeChange, VolumeInfo, VolumeSpec,
     },
     pool::{IoChoice, Pool, PoolOptions},
 };
@@ -152,6 +152,8 @@ pub(crate) trait Management: Send + Sync {
     fn resize_volume(&self, name: &str, resize: Resize) -> Result<VolumeInfo, Failure>;
     /// Gives a volume another name.
     fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, Failure>;
+    /// Changes how new writes of a volume are treated.
+    fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, Failure>;
     /// Deletes a volume; one that has snapshots only with them.
     fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure>;
 
@@ -315,6 +317,10 @@ impl Management for LocalPool {
 
     fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, Failure> {
         Ok(self.pool.rename_volume(old, new)?)
+    }
+
+    fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, Failure> {
+        Ok(self.pool.set_volume(name, change)?)
     }
 
     fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {

@@ -204,6 +204,7 @@ pub(crate) enum VolumeCommand {
     Show(commands::volume_show::Show),
     Resize(commands::volume_resize::Resize),
     Rename(commands::volume_rename::Rename),
+    Set(commands::volume_set::Set),
     #[command(visible_alias = "rm")]
     Delete(commands::volume_delete::Delete),
 }
@@ -313,6 +314,8 @@ mod tests {
             ("tessera pool repair d", "--dry-run"),
             ("tessera job pause d x", "x"),
             ("tessera volume rename d a", "NEW"),
+            ("tessera volume set d a --dedup later", "later"),
+            ("tessera volume set d", "NAME"),
             ("tessera snapshot create d vm1", "VOLUME@SNAPSHOT"),
             ("tessera clone d a@b", "NEW"),
             ("tessera vollume list d", "'volume'"),

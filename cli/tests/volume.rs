@@ -55,6 +55,10 @@ fn volumes_live_the_same_life_stopped_and_served() {
         &["resize", "vm1", "--size", "10G", "--force", "--dry-run"],
         &["show", "vm1", "--json"],
         &["resize", "vm1", "--size", "10G", "--force", "--json"],
+        &["set", "vm1", "--dedup", "post", "--json"],
+        &["set", "vm1", "--compression", "none", "--json"],
+        &["set", "vm1"],
+        &["set", "vm11", "--dedup", "off"],
         &["rename", "vm1", "web", "--json"],
         &["show", "vm1"],
         &["delete", "web", "--dry-run"],
@@ -106,6 +110,14 @@ fn volumes_live_the_same_life_stopped_and_served() {
     assert!(next().ok().contains("Would shrink vm1 from 40G to 10G"));
     assert_eq!(next().json()["size_bytes"], 40u64 << 30);
     assert_eq!(next().json()["size_bytes"], 10u64 << 30);
+    let modes = |volume: serde_json::Value| {
+        let of = |key: &str| volume[key].as_str().unwrap().to_owned();
+        (of("dedup"), of("compression"))
+    };
+    assert_eq!(modes(next().json()), ("post".into(), "lz4".into()));
+    assert_eq!(modes(next().json()), ("post".into(), "none".into()));
+    assert!(next().ok().contains("post"));
+    assert!(next().refused().contains("did you mean vm1?"));
     let renamed = next().json();
     assert_eq!(
         (&renamed["name"], &renamed["id"]),

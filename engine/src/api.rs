@@ -166,8 +166,24 @@ pub struct SegmentCounts {
 pub enum DedupMode {
     /// In the write path.
     Inline,
-    /// Never.
+    /// By a job, later: writes neither hash nor look anything up.
+    Post,
+    /// Never, by no job either.
     Off,
+}
+
+impl DedupMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Inline, Self::Post, Self::Off];
+
+    /// What users call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inline => "inline",
+            Self::Post => "post",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// How a volume compresses new writes.
@@ -194,6 +210,19 @@ pub struct VolumeSpec {
     pub dedup: DedupMode,
     /// Compression.
     pub compression: Compression,
+}
+
+/// What to change of a volume in use; `None` leaves it as it is. Writes that
+/// begin after the answer follow it, and what is stored stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeChange {
+    /// Deduplication of new writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<DedupMode>,
+    /// Compression of new writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// One volume as shown.

@@ -126,6 +126,7 @@ pub(crate) fn encode_modes(dedup: DedupMode, compression: Compression) -> [u8; 2
     let dedup = match dedup {
         DedupMode::Off => 0,
         DedupMode::Inline => 1,
+        DedupMode::Post => 2,
     };
     let compression = match compression {
         Compression::None => 0,
@@ -139,6 +140,7 @@ pub(crate) fn decode_modes(bytes: [u8; 2]) -> Option<(DedupMode, Compression)> {
     let dedup = match bytes[0] {
         0 => DedupMode::Off,
         1 => DedupMode::Inline,
+        2 => DedupMode::Post,
         _ => return None,
     };
     let compression = match bytes[1] {
@@ -197,6 +199,34 @@ mod tests {
             compression: Compression::Lz4,
             tree: Tree::empty(17, TreeShape::VOLUME),
             stored_chunks: 5,
+        }
+    }
+
+    #[test]
+    fn the_stored_form_of_a_volume_does_not_change() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/format/volume-1.bin");
+        let golden = std::fs::read(path).unwrap();
+        let post = VolumeRecord {
+            dedup: DedupMode::Post,
+            ..sample()
+        };
+        assert_eq!(post.encode()[..], golden[..]);
+        let record = VolumeRecord::decode(golden[..].try_into().unwrap());
+        assert_eq!(record, Some(post));
+    }
+
+    #[test]
+    fn every_way_to_treat_writes_has_its_own_bytes() {
+        let mut seen = std::collections::HashSet::new();
+        for dedup in DedupMode::ALL {
+            for compression in [Compression::Lz4, Compression::None] {
+                let bytes = encode_modes(dedup, compression);
+                assert!(seen.insert(bytes));
+                assert_eq!(decode_modes(bytes), Some((dedup, compression)));
+            }
+        }
+        for unknown in [[3, 0], [0, 2]] {
+            assert_eq!(decode_modes(unknown), None);
         }
     }
 

@@ -74,7 +74,7 @@ impl Defaults {
 
     fn get(&self, key: &str) -> Option<String> {
         match key {
-            "dedup" => Some(dedup_name(self.dedup).to_owned()),
+            "dedup" => Some(self.dedup.name().to_owned()),
             "compression" => Some(compression_name(self.compression).to_owned()),
             "chunk-size" => Some(self.chunk_bytes.to_string()),
             _ => None,
@@ -89,8 +89,7 @@ impl Defaults {
         let (key, value) = (key_of(name).ok_or(Errno::EOPNOTSUPP)?, text(value)?);
         match key {
             "dedup" => {
-                let all = [DedupMode::Inline, DedupMode::Off];
-                self.dedup = named(&all, dedup_name, value)?;
+                self.dedup = named(&DedupMode::ALL, DedupMode::name, value)?;
             }
             "compression" => {
                 let all = [Compression::Lz4, Compression::None];
@@ -217,13 +216,6 @@ fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, wanted: &str) -> Resul
     found.ok_or(Errno::EINVAL)
 }
 
-fn dedup_name(mode: DedupMode) -> &'static str {
-    match mode {
-        DedupMode::Inline => "inline",
-        DedupMode::Off => "off",
-    }
-}
-
 fn compression_name(compression: Compression) -> &'static str {
     match compression {
         Compression::Lz4 => "lz4",
@@ -252,6 +244,9 @@ mod tests {
                 "{key}"
             );
         }
+        defaults.set(b"user.tessera.dedup", b"post").unwrap();
+        assert_eq!(defaults.spec("new").dedup, DedupMode::Post);
+        defaults.set(b"user.tessera.dedup", b"off").unwrap();
         let spec = defaults.spec("new");
         assert_eq!((spec.chunk_bytes, spec.dedup), (65536, DedupMode::Off));
         for (name, errno) in [

@@ -39,6 +39,7 @@ pub(crate) mod volume_delete;
 pub(crate) mod volume_list;
 pub(crate) mod volume_rename;
 pub(crate) mod volume_resize;
+pub(crate) mod volume_set;
 pub(crate) mod volume_show;
 
 use crate::{
@@ -82,6 +83,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Volume(VolumeCommand::Show(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Resize(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Rename(command)) => command.run(globals)?,
+        Command::Volume(VolumeCommand::Set(command)) => command.run(globals)?,
         Command::Volume(VolumeCommand::Delete(command)) => command.run(globals)?,
         Command::Snapshot(SnapshotCommand::Create(command)) => command.run(globals)?,
         Command::Snapshot(SnapshotCommand::List(command)) => command.run(globals)?,

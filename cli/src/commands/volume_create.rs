@@ -31,7 +31,7 @@ pub(crate) struct Create {
     /// Unit of deduplication: 4K, 8K, 16K, 32K or 64K
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = size::parse_u32)]
     chunk_size: u32,
-    /// Whether new writes are deduplicated
+    /// When new writes are deduplicated
     #[arg(long, value_enum, default_value = "inline")]
     dedup: DedupArg,
     /// Whether new writes are compressed
@@ -42,20 +42,43 @@ pub(crate) struct Create {
     json: bool,
 }
 
+/// How duplicates of new writes are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DedupArg {
+pub(crate) enum DedupArg {
     /// In the write path
     Inline,
+    /// Later, by 'tessera dedup': writes are as fast as without
+    Post,
     /// Never
     Off,
 }
 
+impl From<DedupArg> for DedupMode {
+    fn from(arg: DedupArg) -> Self {
+        match arg {
+            DedupArg::Inline => Self::Inline,
+            DedupArg::Post => Self::Post,
+            DedupArg::Off => Self::Off,
+        }
+    }
+}
+
+/// How new writes are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CompressionArg {
+pub(crate) enum CompressionArg {
     /// LZ4 where it saves at least an eighth
     Lz4,
     /// Never
     None,
+}
+
+impl From<CompressionArg> for Compression {
+    fn from(arg: CompressionArg) -> Self {
+        match arg {
+            CompressionArg::Lz4 => Self::Lz4,
+            CompressionArg::None => Self::None,
+        }
+    }
 }
 
 impl Create {
@@ -64,14 +87,8 @@ impl Create {
             name: self.name,
             size_bytes: self.size,
             chunk_bytes: self.chunk_size,
-            dedup: match self.dedup {
-                DedupArg::Inline => DedupMode::Inline,
-                DedupArg::Off => DedupMode::Off,
-            },
-            compression: match self.compression {
-                CompressionArg::Lz4 => Compression::Lz4,
-                CompressionArg::None => Compression::None,
-            },
+            dedup: self.dedup.into(),
+            compression: self.compression.into(),
         };
         let volume = access::with_pool(&self.dir, Intent::Change, globals.io(), |pool| {
             Ok(pool.create_volume(&spec)?)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tessera_engine::api::VolumeInfo;
 
-use super::volume_show::{compression_name, dedup_name};
+use super::volume_show::compression_name;
 use crate::{
     access::{self, Intent},
     args::Globals,
@@ -54,7 +54,7 @@ fn render(volumes: &[VolumeInfo]) -> String {
             size::format(volume.size_bytes),
             size::format(volume.logical_bytes),
             size::format(u64::from(volume.chunk_bytes)),
-            dedup_name(volume.dedup).to_owned(),
+            volume.dedup.name().to_owned(),
             compression_name(volume.compression).to_owned(),
         ]);
     }

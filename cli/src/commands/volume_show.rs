@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tessera_engine::api::{Compression, DedupMode, VolumeInfo};
+use tessera_engine::api::{Compression, VolumeInfo};
 
 use crate::{
     access::{self, Intent},
@@ -47,18 +47,10 @@ pub(crate) fn render(volume: &VolumeInfo) -> String {
         size::format(volume.size_bytes),
         size::format(volume.logical_bytes),
         size::format(u64::from(volume.chunk_bytes)),
-        dedup_name(volume.dedup),
+        volume.dedup.name(),
         compression_name(volume.compression),
         volume.id,
     )
-}
-
-/// The mode's name on the command line.
-pub(crate) fn dedup_name(mode: DedupMode) -> &'static str {
-    match mode {
-        DedupMode::Inline => "inline",
-        DedupMode::Off => "off",
-    }
 }
 
 /// The method's name on the command line.

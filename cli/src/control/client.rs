@@ -10,8 +10,8 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Serialize, de::DeserializeOwned};
 use tessera_engine::api::{
-    JobInfo, JobKind, PoolSettings, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo,
-    VolumeSpec,
+    JobInfo, JobKind, PoolSettings, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
+    VolumeInfo, VolumeSpec,
 };
 
 use super::{
@@ -212,7 +212,7 @@ impl Management for Client {
         let body = ChangeBody {
             size_bytes: Some(resize.size_bytes),
             force: resize.force,
-            name: None,
+            ..ChangeBody::default()
         };
         self.call("PATCH", &wire::volume_path(name), Some(&body))
     }
@@ -223,6 +223,10 @@ impl Management for Client {
             ..ChangeBody::default()
         };
         self.call("PATCH", &wire::volume_path(old), Some(&body))
+    }
+
+    fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, Failure> {
+        self.call("PATCH", &wire::volume_path(name), Some(change))
     }
 
     fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {

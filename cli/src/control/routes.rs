@@ -1,7 +1,7 @@
 //! Which request does what: HTTP requests to management calls and back.
 
 use serde::{Serialize, de::DeserializeOwned};
-use tessera_engine::api::VolumeSpec;
+use tessera_engine::api::{VolumeChange, VolumeSpec};
 
 use super::{
     http::{Malformed, Request, Response},
@@ -207,20 +207,18 @@ fn change(
     name: &str,
     request: &Request,
 ) -> Result<tessera_engine::api::VolumeInfo, Failure> {
-    match read_body::<ChangeBody>(request)? {
-        ChangeBody {
-            size_bytes: Some(size_bytes),
-            force,
-            name: None,
-        } => pool.resize_volume(name, Resize { size_bytes, force }),
-        ChangeBody {
-            size_bytes: None,
-            force: false,
-            name: Some(new),
-        } => pool.rename_volume(name, &new),
+    let body = read_body::<ChangeBody>(request)?;
+    let treatment = body.treatment();
+    let treats = treatment != VolumeChange::default();
+    match (body.size_bytes, body.force, &body.name, treats) {
+        (Some(size_bytes), force, None, false) => {
+            pool.resize_volume(name, Resize { size_bytes, force })
+        }
+        (None, false, Some(new), false) => pool.rename_volume(name, new),
+        (None, false, None, true) => pool.set_volume(name, &treatment),
         _ => Err(Failure::new(
             Kind::InvalidArgument,
-            "A change is either size_bytes, with force to shrink, or name",
+            "A change is size_bytes, with force to shrink, or name, or dedup and compression",
         )),
     }
 }

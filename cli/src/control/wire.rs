@@ -1,7 +1,7 @@
 //! The JSON bodies that both ends of the control socket share.
 
 use serde::{Deserialize, Serialize};
-use tessera_engine::api::{Compression, DedupMode, JobKind, VolumeSpec};
+use tessera_engine::api::{Compression, DedupMode, JobKind, VolumeChange, VolumeSpec};
 
 use crate::failure::Failure;
 
@@ -179,6 +179,22 @@ pub(super) struct ChangeBody {
     /// The new name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
+    /// How new writes are deduplicated; may come with `compression`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dedup: Option<DedupMode>,
+    /// How new writes are compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) compression: Option<Compression>,
+}
+
+impl ChangeBody {
+    /// What it changes of the treatment of new writes.
+    pub(super) fn treatment(&self) -> VolumeChange {
+        VolumeChange {
+            dedup: self.dedup,
+            compression: self.compression,
+        }
+    }
 }
 
 /// The path of one volume. A name may hold anything here, so that a wrong one

@@ -13,7 +13,10 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    api::{JobInfo, JobKind, PoolState, PoolStatus, SegmentCounts, VolumeInfo, VolumeSpec},
+    api::{
+        JobInfo, JobKind, PoolState, PoolStatus, SegmentCounts, VolumeChange, VolumeInfo,
+        VolumeSpec,
+    },
     catalogue::{VolumeRecord, check_name, chunk_size_is_valid},
     disk::DiskError,
     error::{EngineError, ErrorKind},
@@ -179,6 +182,31 @@ impl Engine {
         volumes.insert(Arc::clone(&volume));
         drop(volumes);
         drop(state);
+        self.commit_now()?;
+        Ok(volume.record().info())
+    }
+
+    /// Changes how new writes are treated. Requests under way when it answers
+    /// may still follow what was set before.
+    pub(crate) fn set_volume(
+        &self,
+        name: &str,
+        change: &VolumeChange,
+    ) -> Result<VolumeInfo, EngineError> {
+        self.check_writable()?;
+        let volume = self.volume_by_name(name)?;
+        {
+            let mut state = self.state.lock();
+            if volume.is_deleted() {
+                let message = format!("There is no volume {name:?}");
+                return Err(EngineError::new(ErrorKind::NotFound, message));
+            }
+            let mut inner = volume.state.write();
+            inner.dedup = change.dedup.unwrap_or(inner.dedup);
+            inner.compression = change.compression.unwrap_or(inner.compression);
+            drop(inner);
+            self.put_record(&mut state, &volume);
+        }
         self.commit_now()?;
         Ok(volume.record().info())
     }

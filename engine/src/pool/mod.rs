@@ -59,7 +59,7 @@ use self::{disk::PoolCatalog, engine::Engine, threads::Threads};
 use crate::{
     api::{
         JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolSpec, PoolStatus,
-        SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
+        SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo, VolumeSpec,
     },
     disk::DiskCatalog,
     error::{EngineError, ErrorKind},
@@ -326,6 +326,15 @@ impl Pool {
     /// `NotFound`, `AlreadyExists`, `InvalidArgument`, or the pool's failure.
     pub fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
         self.engine.rename_volume(old, new)
+    }
+
+    /// Changes how new writes of a volume are treated, under its clients if it
+    /// has any; durable on return. What is stored stays as it is.
+    ///
+    /// # Errors
+    /// `NotFound`, or the pool's failure.
+    pub fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, EngineError> {
+        self.engine.set_volume(name, change)
     }
 
     /// Deletes a volume that no client uses; durable on return. Its space

@@ -12,7 +12,8 @@ use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, op
 use crate::{
     api::{
         CheckReport, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolStatus,
-        RepairReport, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
+        RepairReport, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo,
+        VolumeSpec,
     },
     disk::{Disk, DiskCatalog, DiskError},
     error::EngineError,
@@ -303,6 +304,14 @@ impl Simulated {
     /// As there.
     pub fn rename_volume(&self, old: &str, new: &str) -> Result<VolumeInfo, EngineError> {
         self.engine.rename_volume(old, new)
+    }
+
+    /// See [`super::Pool::set_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, EngineError> {
+        self.engine.set_volume(name, change)
     }
 
     /// See [`super::Pool::delete_volume`].

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
     CheckReport, Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus,
-    SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeInfo, VolumeSpec,
+    SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo,
+    VolumeSpec,
 };
 
 use super::*;
@@ -126,6 +127,14 @@ impl Management for MapPool {
         volume.name = new.to_owned();
         volumes.insert(new.to_owned(), volume.clone());
         Ok(volume)
+    }
+
+    fn set_volume(&self, name: &str, change: &VolumeChange) -> Result<VolumeInfo, Failure> {
+        let mut volumes = self.0.lock().unwrap();
+        let volume = volumes.get_mut(name).ok_or_else(|| missing(name))?;
+        volume.dedup = change.dedup.unwrap_or(volume.dedup);
+        volume.compression = change.compression.unwrap_or(volume.compression);
+        Ok(volume.clone())
     }
 
     fn delete_volume(&self, name: &str, snapshots: bool) -> Result<(), Failure> {
@@ -519,6 +528,14 @@ fn wrong_requests_are_named_and_change_nothing() {
             "400",
         ),
         (body("PATCH", "/v1/volumes/a", "{}"), "400"),
+        (
+            body("PATCH", "/v1/volumes/a", r#"{"dedup":"post","name":"b"}"#),
+            "400",
+        ),
+        (
+            body("PATCH", "/v1/volumes/a", r#"{"dedup":"later"}"#),
+            "400",
+        ),
     ] {
         let answer = exchange(dir.path(), request.as_bytes());
         assert!(
