@@ -117,6 +117,9 @@ pub(crate) enum Command {
     /// Give back the space of what nothing uses any more
     #[command(subcommand)]
     Gc(GcCommand),
+    /// Find and merge duplicates that writes have left
+    #[command(subcommand)]
+    Dedup(DedupCommand),
     /// Follow and steer what a pool does in the background
     #[command(subcommand)]
     Job(JobCommand),
@@ -171,16 +174,73 @@ pub(crate) enum SnapshotCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ScrubCommand {
-    Start(commands::scrub_start::Start),
-    Status(commands::scrub_status::Status),
-    Cancel(commands::scrub_cancel::Cancel),
+    /// Verify every copy of everything, and mend what is wrong
+    ///
+    /// Reads every chunk, page, summary, parity, journal and superblock copy,
+    /// knows by checksum and hash which copy is wrong, and writes the right one
+    /// over it. A served pool is scrubbed in the background while clients go on;
+    /// a stopped one in the foreground, and an interrupted scrub goes on later.
+    /// Exit status 2 means that something is lost.
+    #[command(after_help = "Examples:\n  \
+        tessera scrub start tank\n  \
+        tessera scrub start tank --wait --json")]
+    Start(commands::started_job::Start),
+    /// Show the newest scrub
+    #[command(after_help = "Examples:\n  \
+        tessera scrub status tank\n  \
+        tessera scrub status tank --json | jq .progress")]
+    Status(commands::started_job::Newest),
+    /// Stop the scrub that runs; the next one starts anew
+    #[command(after_help = "Example:\n  tessera scrub cancel tank")]
+    Cancel(commands::started_job::Newest),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GcCommand {
-    Start(commands::gc_start::Start),
-    Status(commands::gc_status::Status),
-    Cancel(commands::gc_cancel::Cancel),
+    /// Give back the space of what nothing uses any more
+    ///
+    /// Frees segments that hold nothing live, and moves what is live out of
+    /// segments that are mostly dead. A pool does so by itself when less than a
+    /// quarter of it is free; this is for having the space now. A served pool is
+    /// reclaimed in the background while clients go on; a stopped one in the
+    /// foreground, and an interrupted reclaim begins again where it matters.
+    #[command(after_help = "Examples:\n  \
+        tessera gc start tank\n  \
+        tessera gc start tank --wait --json")]
+    Start(commands::started_job::Start),
+    /// Show the newest reclaim
+    #[command(after_help = "Examples:\n  \
+        tessera gc status tank\n  \
+        tessera gc status tank --json | jq .progress")]
+    Status(commands::started_job::Newest),
+    /// Stop the reclaim that runs; what it has moved stays moved
+    #[command(after_help = "Example:\n  tessera gc cancel tank")]
+    Cancel(commands::started_job::Newest),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DedupCommand {
+    /// Find and merge duplicates of what was stored without looking for any
+    ///
+    /// Reads and hashes the chunks that volumes of mode 'post' have taken since
+    /// the last time, looks for others with the same bytes in all volumes,
+    /// snapshots and clones, and has all of them use one. The space comes back
+    /// with the next reclaim ('tessera gc start'). What a volume of mode 'off'
+    /// uses is left alone. A served pool is deduplicated in the background while
+    /// clients go on; a stopped one in the foreground, and an interrupted run
+    /// goes on later.
+    #[command(after_help = "Examples:\n  \
+        tessera dedup start tank\n  \
+        tessera dedup start tank --wait --json")]
+    Start(commands::started_job::Start),
+    /// Show the newest deduplication
+    #[command(after_help = "Examples:\n  \
+        tessera dedup status tank\n  \
+        tessera dedup status tank --json | jq .progress")]
+    Status(commands::started_job::Newest),
+    /// Stop the deduplication that runs; what it has merged stays merged
+    #[command(after_help = "Example:\n  tessera dedup cancel tank")]
+    Cancel(commands::started_job::Newest),
 }
 
 #[derive(Debug, Subcommand)]

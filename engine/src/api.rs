@@ -345,11 +345,13 @@ pub enum JobKind {
     Scrub,
     /// Frees what nothing names, and moves the rest together.
     Reclaim,
+    /// Finds and merges duplicates of what was stored without looking for any.
+    Dedup,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Rebuild, Self::Scrub, Self::Reclaim];
+    pub const ALL: [Self; 4] = [Self::Rebuild, Self::Scrub, Self::Reclaim, Self::Dedup];
 }
 
 /// Where a job is in its life.
@@ -408,14 +410,17 @@ pub struct JobInfo {
     pub message: String,
     /// The member that a rebuild is for.
     pub member: Option<u32>,
-    /// Chunks, pages, blocks and copies compared.
+    /// Chunks, pages, blocks and copies compared; of a deduplication, chunks
+    /// hashed.
     pub checked: u64,
-    /// Wrong or unreadable copies.
+    /// Wrong or unreadable copies; of a deduplication, duplicates.
     pub found: u64,
-    /// Of these, put right.
+    /// Of these, put right; of a deduplication, merged.
     pub repaired: u64,
     /// Things that no copy verifies of.
     pub lost: u64,
+    /// Stored bytes of the duplicates that a deduplication has merged.
+    pub merged_bytes: u64,
     /// What they were to volumes, one sentence each, of the last scrub of this
     /// process; things that no volume uses any more are not among them.
     pub losses: Vec<String>,
@@ -443,6 +448,7 @@ impl JobInfo {
             found: 0,
             repaired: 0,
             lost: 0,
+            merged_bytes: 0,
             losses: Vec::new(),
             members: Vec::new(),
         }

@@ -25,6 +25,7 @@ use common::{
     world::{SHAPES, Scale, Snapshot, World, losses, volume},
 };
 use tessera_engine::{
+    api::{DedupMode, VolumeChange},
     disk::{Operation, Request},
     pool::simulation::Simulated,
 };
@@ -75,6 +76,9 @@ enum Act {
     /// Deletes the newest snapshot.
     Forget,
     Reclaim,
+    /// Volumes leave deduplication to later.
+    Post,
+    Dedup,
 }
 
 /// What goes with snapshots, in an order in which it can: all sequences would
@@ -119,6 +123,37 @@ const REQUESTS: [Act; 10] = [
     Act::Checkpoint,
     Act::MemberFails,
     Act::MemberReplaced,
+];
+
+/// What goes with post-process deduplication: half of what `Large` writes is
+/// stored already.
+const OF_DEDUP: [&[Act]; 5] = [
+    &[Act::Post, Act::Large, Act::Dedup],
+    &[Act::Post, Act::Large, Act::Large, Act::Snapshot, Act::Dedup],
+    &[
+        Act::Post,
+        Act::Large,
+        Act::Snapshot,
+        Act::Chunk,
+        Act::Dedup,
+        Act::RollBack,
+    ],
+    &[
+        Act::Post,
+        Act::Large,
+        Act::Flush,
+        Act::Dedup,
+        Act::Partial,
+        Act::Reclaim,
+    ],
+    &[
+        Act::Post,
+        Act::Large,
+        Act::Snapshot,
+        Act::Clone,
+        Act::Dedup,
+        Act::Forget,
+    ],
 ];
 
 /// The place in the array of the member that fails or is replaced in a sequence:
@@ -293,6 +328,23 @@ fn run(world: &mut World, base: &State, sequence: &[Act], cut: Cut) -> (History,
                 all_durable();
             }
             Act::Reclaim => while pool.reclaim().unwrap() {},
+            Act::Post => {
+                for name in ["a", "b"] {
+                    let change = VolumeChange {
+                        dedup: Some(DedupMode::Post),
+                        ..VolumeChange::default()
+                    };
+                    pool.set_volume(name, &change).unwrap();
+                }
+                all_durable();
+            }
+            Act::Dedup => {
+                let job = pool.dedup_start().unwrap();
+                while pool.job_step().unwrap() {}
+                let job = pool.job(job.id).unwrap();
+                assert!(job.repaired > 0, "nothing was merged: {job:?}");
+                all_durable();
+            }
             Act::Snapshot => {
                 let own = format!("s{number}");
                 let snapshot = format!("a@{own}");
@@ -503,6 +555,16 @@ fn no_cut_breaks_the_promise_of_snapshots() {
     for (level, width) in [(Level::Single, 1), (Level::Raid5, 3)] {
         let cases = every_cut(level, width, &sequences, Cut::Everywhere);
         println!("{level}: snapshots: {cases} cases");
+        assert!(cases > 100);
+    }
+}
+
+#[test]
+fn no_cut_breaks_the_promise_of_post_process_deduplication() {
+    let sequences = OF_DEDUP.map(<[Act]>::to_vec);
+    for (level, width) in [(Level::Single, 1), (Level::Raid5, 3)] {
+        let cases = every_cut(level, width, &sequences, Cut::Everywhere);
+        println!("{level}: deduplication: {cases} cases");
         assert!(cases > 100);
     }
 }

@@ -5,14 +5,16 @@
 mod common;
 
 use common::{
-    model::State,
+    interpose::Interposed,
+    model::{State, read_all},
     noise,
-    pools::{assert_holds, request, write},
-    world::{Scale, World, volume},
+    pools::{assert_holds, done, finish_jobs, problems, request, write},
+    watch::Watcher,
+    world::{SHAPES, Scale, World, volume},
 };
 use tessera_engine::{
     ErrorKind,
-    api::{Compression, DedupMode, VolumeChange},
+    api::{Compression, DedupMode, JobInfo, JobKind, JobState, VolumeChange},
     disk::Operation,
     pool::simulation::Simulated,
 };
@@ -125,4 +127,381 @@ fn writes_of_a_post_volume_leave_the_index_alone() {
     assert_eq!(unique(&pool), 64, "no hit lands on what is not hashed");
     assert_eq!(pool.status().index_entries, 32);
     assert_holds(&pool, &state, "both");
+}
+
+const ROOMY: Scale = Scale {
+    segments: 120,
+    ..Scale::TINY
+};
+
+fn width(level: Level) -> usize {
+    SHAPES.into_iter().find(|shape| shape.0 == level).unwrap().1
+}
+
+fn dedup(pool: &Simulated) -> JobInfo {
+    let job = pool.dedup_start().unwrap();
+    assert_eq!(job.kind, JobKind::Dedup);
+    let job = done(pool, job.id);
+    assert_eq!((job.lost, job.found >= job.repaired), (0, true), "{job:?}");
+    job
+}
+
+/// Chunks of which about half are there twice or more often, in runs and
+/// single ones, and some zeroes.
+fn repetitive(chunks: u64, seed: u64) -> Vec<u8> {
+    let mut data = Vec::new();
+    for chunk in 0..chunks {
+        let what = match chunk % 16 {
+            0..6 => chunk,
+            6..12 => chunk - 6,
+            12 => 1_000_000,
+            13 => chunk / 64,
+            14 => 2_000_000 + chunk % 3,
+            _ => {
+                data.extend([0; 4096]);
+                continue;
+            }
+        };
+        data.extend(noise(seed + what, 4096));
+    }
+    data
+}
+
+fn put(pool: &Simulated, state: &mut State, name: &str, offset: u64, data: &[u8]) {
+    for (piece, at) in data.chunks(16 * 4096).zip((offset..).step_by(16 * 4096)) {
+        let operation = Operation::Write {
+            offset: at,
+            data: piece,
+        };
+        assert_eq!(
+            request(pool, name, operation),
+            Ok(()),
+            "{:?}",
+            pool.failure()
+        );
+    }
+    state.get_mut(name).unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
+}
+
+/// A new pool with the same data in a volume of this mode.
+fn filled(dedup: DedupMode, chunks: u64) -> (World, Simulated, State) {
+    let world = World::create(Level::Raid5, 3, ROOMY, 33);
+    let pool = world.open().unwrap();
+    make(&pool, "a", chunks, dedup);
+    let mut state = held("a", chunks);
+    put(&pool, &mut state, "a", 0, &repetitive(chunks, 500));
+    pool.flush().unwrap();
+    (world, pool, state)
+}
+
+fn assert_all_hold(pool: &Simulated, state: &State, context: &str) {
+    let mut names = pool.names();
+    names.extend(pool.snapshot_names());
+    assert!(
+        read_all(pool, &names, context) == *state,
+        "{context}: other data is read back"
+    );
+}
+
+#[test]
+fn the_job_finds_what_inline_deduplication_would_have() {
+    let (_, inline, _) = filled(DedupMode::Inline, 400);
+    let least = unique(&inline);
+    let (world, pool, state) = filled(DedupMode::Post, 400);
+    let before = unique(&pool);
+    assert!(before > least * 3 / 2, "{before} and {least}");
+    let job = dedup(&pool);
+    assert_eq!(unique(&pool), least);
+    assert_eq!(job.found, before - least, "{job:?}");
+    assert_eq!((job.checked, job.repaired), (before, job.found), "{job:?}");
+    assert_eq!(job.merged_bytes, job.found * CHUNK);
+    assert_holds(&pool, &state, "merged");
+    let free = pool.status().free_bytes;
+    let gc = pool.reclaim_start().unwrap();
+    done(&pool, gc.id);
+    assert!(pool.status().free_bytes > free + (before - least) * CHUNK / 2);
+    assert_holds(&pool, &state, "merged and reclaimed");
+    assert_eq!(unique(&pool), least);
+    pool.close().unwrap();
+    drop(pool);
+    assert_eq!(problems(&world), Vec::<String>::new());
+    assert_holds(&world.open().unwrap(), &state, "after a restart");
+}
+
+#[test]
+fn a_second_run_hashes_nothing_again_also_after_a_restart() {
+    let (world, pool, state) = filled(DedupMode::Post, 200);
+    assert!(dedup(&pool).checked > 0);
+    assert_eq!(dedup(&pool).checked, 0);
+    pool.close().unwrap();
+    drop(pool);
+    let pool = world.open().unwrap();
+    assert_eq!(dedup(&pool).checked, 0);
+    assert_holds(&pool, &state, "after three runs");
+}
+
+#[test]
+fn what_the_job_has_hashed_is_hit_by_inline_writes_and_after_a_restart() {
+    let (world, pool, mut state) = filled(DedupMode::Post, 200);
+    dedup(&pool);
+    let least = unique(&pool);
+    make(&pool, "b", 200, DedupMode::Inline);
+    copy(&pool, &mut state, "a", "b");
+    assert_eq!(unique(&pool), least, "at once");
+    pool.close().unwrap();
+    drop(pool);
+    // The index was in memory: it is made again from the summaries.
+    let pool = world.open().unwrap();
+    while pool.index_step() {}
+    make(&pool, "c", 200, DedupMode::Inline);
+    copy(&pool, &mut state, "a", "c");
+    assert_eq!(unique(&pool), least, "after a restart");
+    assert_holds(&pool, &state, "three volumes");
+}
+
+#[test]
+fn duplicates_of_inline_volumes_are_found_although_the_index_was_lost() {
+    let (world, pool, mut state) = filled(DedupMode::Inline, 200);
+    let least = unique(&pool);
+    make(&pool, "b", 200, DedupMode::Post);
+    copy(&pool, &mut state, "a", "b");
+    pool.close().unwrap();
+    drop(pool);
+    let pool = world.open().unwrap();
+    assert!(unique(&pool) > least);
+    // Without a turn of the index: the job sees to it.
+    let job = dedup(&pool);
+    assert_eq!(unique(&pool), least, "{job:?}");
+    assert_holds(&pool, &state, "merged");
+}
+
+#[test]
+fn what_a_volume_of_mode_off_names_is_left_alone() {
+    let (_, pool, mut state) = filled(DedupMode::Off, 100);
+    make(&pool, "b", 100, DedupMode::Post);
+    copy(&pool, &mut state, "a", "b");
+    let off = {
+        let (_, alone, _) = filled(DedupMode::Off, 100);
+        unique(&alone)
+    };
+    pool.create_snapshot("a", "s").unwrap();
+    state.insert("a@s".to_owned(), state["a"].clone());
+    let job = dedup(&pool);
+    let (_, inline, _) = filled(DedupMode::Inline, 100);
+    assert_eq!(unique(&pool), off + unique(&inline), "{job:?}");
+    assert_eq!(job.checked, off, "only the other one's chunks are hashed");
+    assert_all_hold(&pool, &state, "off and post");
+    // Its mode counts as it is now.
+    let change = VolumeChange {
+        dedup: Some(DedupMode::Post),
+        ..VolumeChange::default()
+    };
+    pool.set_volume("a", &change).unwrap();
+    dedup(&pool);
+    assert_eq!(unique(&pool), unique(&inline));
+    assert_all_hold(&pool, &state, "all post");
+}
+
+/// Snapshots, a clone, and duplicates in all of them.
+fn with_snapshots(pool: &Simulated, chunks: u64) -> State {
+    make(pool, "a", chunks, DedupMode::Post);
+    let mut state = held("a", chunks);
+    let mut snapshots = State::new();
+    for round in 0..3u64 {
+        let data = repetitive(chunks / 2, 500 + round % 2 * 30);
+        put(pool, &mut state, "a", round * chunks / 6 * CHUNK, &data);
+        let name = format!("s{round}");
+        pool.create_snapshot("a", &name).unwrap();
+        snapshots.insert(format!("a@{name}"), state["a"].clone());
+    }
+    pool.clone_snapshot("a", "s1", "b").unwrap();
+    state.insert("b".to_owned(), snapshots["a@s1"].clone());
+    pool.roll_back("a", "s0", false).unwrap();
+    state.insert("a".to_owned(), snapshots["a@s0"].clone());
+    pool.flush().unwrap();
+    state.extend(snapshots);
+    state
+}
+
+#[test]
+fn snapshots_and_clones_are_merged_along() {
+    let world = World::create(Level::Raid5, 3, ROOMY, 34);
+    let pool = world.open().unwrap();
+    let state = with_snapshots(&pool, 240);
+    let distinct = {
+        let chunks = state.values().flat_map(|data| data.chunks(4096));
+        let chunks: std::collections::HashSet<&[u8]> = chunks.collect();
+        chunks.len() as u64 - 1 // zeroes
+    };
+    let before = unique(&pool);
+    let job = dedup(&pool);
+    assert_all_hold(&pool, &state, "merged");
+    assert!(before > distinct);
+    assert_eq!(unique(&pool), distinct, "{job:?}");
+    let gc = pool.reclaim_start().unwrap();
+    done(&pool, gc.id);
+    assert_all_hold(&pool, &state, "merged and reclaimed");
+    pool.close().unwrap();
+    drop(pool);
+    assert_eq!(problems(&world), Vec::<String>::new());
+    assert_all_hold(&world.open().unwrap(), &state, "after a restart");
+}
+
+/// Writes between all device operations of a run win over its remaps.
+#[test]
+fn r21_a_write_during_the_job_is_never_undone() {
+    let mut done_in_time = 0;
+    for after in 0..200 {
+        let mut world = World::create(Level::Raid5, 3, Scale::TINY, 35);
+        let interposed = Interposed::new(world.sim.backend());
+        world.interposed = Some(interposed.clone());
+        let pool = std::sync::Arc::new(world.open().unwrap());
+        make(&pool, "a", 100, DedupMode::Post);
+        let mut state = held("a", 100);
+        put(&pool, &mut state, "a", 0, &repetitive(100, 500));
+        let job = pool.dedup_start().unwrap();
+        let writer = std::sync::Arc::downgrade(&pool);
+        let written: Vec<u64> = (0..100).step_by(3).collect();
+        let chunks = written.clone();
+        interposed.plan_nth_read(after, move || {
+            let pool = writer.upgrade().unwrap();
+            for chunk in chunks {
+                let data = noise(chunk + 50_000, 4096);
+                let offset = chunk * CHUNK;
+                let operation = Operation::Write {
+                    offset,
+                    data: &data,
+                };
+                assert_eq!(request(&pool, "a", operation), Ok(()));
+            }
+        });
+        done(&pool, job.id);
+        let planned = interposed.cancel();
+        if !planned {
+            done_in_time += 1;
+            for chunk in written {
+                let at = (chunk * CHUNK) as usize;
+                state.get_mut("a").unwrap()[at..at + 4096]
+                    .copy_from_slice(&noise(chunk + 50_000, 4096));
+            }
+        }
+        assert_holds(&pool, &state, &format!("written before read {after}"));
+        if planned {
+            break;
+        }
+    }
+    assert!(done_in_time > 10, "only {done_in_time} places");
+}
+
+/// Between any two steps everything is deleted that does not stay, the space is
+/// given back and used again.
+#[test]
+fn r20_nothing_is_merged_into_what_has_been_freed() {
+    for steps in 0..60 {
+        let world = World::create(Level::Raid1, 2, ROOMY, 36);
+        let pool = world.open().unwrap();
+        make(&pool, "inline", 100, DedupMode::Inline);
+        make(&pool, "b", 100, DedupMode::Post);
+        let mut state = held("b", 100);
+        state.extend(held("inline", 100));
+        let data = repetitive(100, 500);
+        put(&pool, &mut state, "inline", 0, &data);
+        put(&pool, &mut state, "b", 0, &data);
+        pool.create_snapshot("b", "s").unwrap();
+        state.insert("b@s".to_owned(), state["b"].clone());
+        let job = pool.dedup_start().unwrap();
+        for _ in 0..steps {
+            pool.job_step().unwrap();
+        }
+        let ended = pool.job(job.id).unwrap().state == JobState::Done;
+        pool.delete_volume("inline").unwrap();
+        state.remove("inline");
+        while pool.reclaim().unwrap() {}
+        make(&pool, "new", 200, DedupMode::Off);
+        state.extend(held("new", 200));
+        put(&pool, &mut state, "new", 0, &noise(77, 200 * 4096));
+        pool.checkpoint().unwrap();
+        finish_jobs(&pool);
+        assert_all_hold(&pool, &state, &format!("freed after {steps} steps"));
+        pool.close().unwrap();
+        drop(pool);
+        assert_eq!(problems(&world), Vec::<String>::new(), "{steps} steps");
+        if ended {
+            assert!(steps > 8, "only {steps} steps");
+            return;
+        }
+    }
+    panic!("the job does not end");
+}
+
+fn every_cut(level: Level) {
+    let mut world = World::create(level, width(level), Scale::TINY, 37);
+    let watcher = Watcher::new(&world.sim, &world.witness);
+    world.watcher = Some(watcher.clone());
+    let pool = world.open().unwrap();
+    let state = with_snapshots(&pool, 60);
+    pool.dedup_start().unwrap();
+    watcher.watched.lock().on = true;
+    finish_jobs(&pool);
+    watcher.watched.lock().on = false;
+    assert!(pool.jobs()[0].repaired > 0);
+    let least = unique(&pool);
+    drop(pool);
+    world.watcher = None;
+    let moments = std::mem::take(&mut watcher.watched.lock().moments);
+    for (number, moment) in moments.iter().enumerate() {
+        world.sim.restore(&moment.world);
+        world.witness = moment.witness.fork(79);
+        world.sim.power_cut(number as u64);
+        world.sim.power_on();
+        let context = format!("{level}, cut {number} at {}", moment.operation);
+        let pool = world
+            .open()
+            .unwrap_or_else(|error| panic!("{context}: {error}: {error:?}"));
+        assert_all_hold(&pool, &state, &context);
+        finish_jobs(&pool);
+        let ended = pool.jobs().iter().all(|job| job.state == JobState::Done);
+        assert!(ended, "{context}: {:?}", pool.jobs());
+        // The job may not have been durable yet.
+        dedup(&pool);
+        assert_eq!(unique(&pool), least, "{context}");
+        assert_all_hold(&pool, &state, &format!("{context}, and merged again"));
+        pool.close().unwrap();
+        drop(pool);
+        assert_eq!(problems(&world), Vec::<String>::new(), "{context}");
+    }
+    println!("{level}: {} cuts", moments.len());
+    assert!(moments.len() > 20);
+}
+
+#[test]
+fn no_cut_of_a_deduplication_loses_anything_on_a_single_member() {
+    every_cut(Level::Single);
+}
+
+#[test]
+fn no_cut_of_a_deduplication_loses_anything_on_raid5() {
+    every_cut(Level::Raid5);
+}
+
+#[test]
+fn a_deduplication_can_be_paused_resumed_and_cancelled() {
+    let (_, pool, state) = filled(DedupMode::Post, 200);
+    let job = pool.dedup_start().unwrap();
+    assert_eq!(pool.dedup_start().unwrap_err().kind(), ErrorKind::Busy);
+    for _ in 0..3 {
+        assert!(pool.job_step().unwrap());
+    }
+    pool.pause_job(job.id).unwrap();
+    assert!(!pool.job_step().unwrap());
+    pool.resume_job(job.id).unwrap();
+    for _ in 0..3 {
+        assert!(pool.job_step().unwrap());
+    }
+    assert_eq!(pool.cancel_job(job.id).unwrap().state, JobState::Idle);
+    assert_holds(&pool, &state, "cancelled");
+    let (_, inline, _) = filled(DedupMode::Inline, 200);
+    dedup(&pool);
+    assert_eq!(unique(&pool), unique(&inline));
+    assert_holds(&pool, &state, "and begun again");
 }

@@ -22,6 +22,7 @@ pub(crate) fn kind(job: &JobInfo) -> &'static str {
         JobKind::Rebuild => "rebuild",
         JobKind::Scrub => "scrub",
         JobKind::Reclaim => "reclaim",
+        JobKind::Dedup => "dedup",
     }
 }
 
@@ -65,20 +66,26 @@ pub(crate) fn render(job: &JobInfo) -> String {
         (JobKind::Rebuild, None) => "Rebuild".to_owned(),
         (JobKind::Scrub, _) => "Scrub".to_owned(),
         (JobKind::Reclaim, _) => "Reclaim".to_owned(),
+        (JobKind::Dedup, _) => "Deduplication".to_owned(),
     };
     if job.id == 0 {
         return format!("{name}: never run\n");
     }
     let mut text = format!("{name} (job {}): {}\n", job.id, line(job));
-    if job.kind == JobKind::Reclaim {
-        let moved = size::format(job.bytes_done);
-        text.push_str(&format!("Moved {moved}\n"));
-    } else {
-        text.push_str(&format!(
+    text.push_str(&match job.kind {
+        JobKind::Reclaim => format!("Moved {}\n", size::format(job.bytes_done)),
+        JobKind::Dedup => format!(
+            "Hashed {} chunks, found {} duplicates, merged {} ({})\n",
+            job.checked,
+            job.found,
+            job.repaired,
+            size::format(job.merged_bytes)
+        ),
+        JobKind::Rebuild | JobKind::Scrub => format!(
             "Checked {}, found {} wrong, repaired {}, lost {}\n",
             job.checked, job.found, job.repaired, job.lost
-        ));
-    }
+        ),
+    });
     if !job.members.is_empty() {
         let mut table = Table::new(&[
             ("MEMBER", Align::Right),

@@ -4,9 +4,6 @@ pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod estimate;
-pub(crate) mod gc_cancel;
-pub(crate) mod gc_start;
-pub(crate) mod gc_status;
 pub(crate) mod job_control;
 pub(crate) mod job_follow;
 pub(crate) mod job_list;
@@ -25,15 +22,13 @@ pub(crate) mod pool_import;
 pub(crate) mod pool_repair;
 pub(crate) mod pool_set;
 pub(crate) mod pool_status;
-pub(crate) mod scrub_cancel;
-pub(crate) mod scrub_start;
-pub(crate) mod scrub_status;
 pub(crate) mod serve;
 pub(crate) mod snapshot_create;
 pub(crate) mod snapshot_delete;
 pub(crate) mod snapshot_diff;
 pub(crate) mod snapshot_list;
 pub(crate) mod snapshot_rollback;
+pub(crate) mod started_job;
 pub(crate) mod volume_create;
 pub(crate) mod volume_delete;
 pub(crate) mod volume_list;
@@ -42,11 +37,13 @@ pub(crate) mod volume_resize;
 pub(crate) mod volume_set;
 pub(crate) mod volume_show;
 
+use tessera_engine::api::JobKind;
+
 use crate::{
     access::JobControl,
     args::{
-        Cli, Command, ConfigCommand, GcCommand, JobCommand, MemberCommand, PoolCommand,
-        ScrubCommand, SnapshotCommand, VolumeCommand,
+        Cli, Command, ConfigCommand, DedupCommand, GcCommand, JobCommand, MemberCommand,
+        PoolCommand, ScrubCommand, SnapshotCommand, VolumeCommand,
     },
     output::Outcome,
 };
@@ -67,12 +64,15 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Member(MemberCommand::Replace(command)) => return command.run(globals),
         Command::Member(MemberCommand::ReAdd(command)) => return command.run(globals),
         Command::Member(MemberCommand::AddSpare(command)) => command.run(globals)?,
-        Command::Scrub(ScrubCommand::Start(command)) => return command.run(globals),
-        Command::Scrub(ScrubCommand::Status(command)) => command.run(globals)?,
-        Command::Scrub(ScrubCommand::Cancel(command)) => command.run(globals)?,
-        Command::Gc(GcCommand::Start(command)) => return command.run(globals),
-        Command::Gc(GcCommand::Status(command)) => command.run(globals)?,
-        Command::Gc(GcCommand::Cancel(command)) => command.run(globals)?,
+        Command::Scrub(ScrubCommand::Start(job)) => return job.run(globals, JobKind::Scrub),
+        Command::Scrub(ScrubCommand::Status(job)) => job.show(globals, JobKind::Scrub)?,
+        Command::Scrub(ScrubCommand::Cancel(job)) => job.cancel(globals, JobKind::Scrub)?,
+        Command::Gc(GcCommand::Start(job)) => return job.run(globals, JobKind::Reclaim),
+        Command::Gc(GcCommand::Status(job)) => job.show(globals, JobKind::Reclaim)?,
+        Command::Gc(GcCommand::Cancel(job)) => job.cancel(globals, JobKind::Reclaim)?,
+        Command::Dedup(DedupCommand::Start(job)) => return job.run(globals, JobKind::Dedup),
+        Command::Dedup(DedupCommand::Status(job)) => job.show(globals, JobKind::Dedup)?,
+        Command::Dedup(DedupCommand::Cancel(job)) => job.cancel(globals, JobKind::Dedup)?,
         Command::Job(JobCommand::List(command)) => command.run(globals)?,
         Command::Job(JobCommand::Follow(command)) => return command.run(globals),
         Command::Job(JobCommand::Pause(command)) => command.run(globals, JobControl::Pause)?,

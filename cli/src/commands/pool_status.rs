@@ -143,6 +143,7 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
                 JobKind::Rebuild => "Rebuild",
                 JobKind::Scrub => "Scrub",
                 JobKind::Reclaim => "Reclaim",
+                JobKind::Dedup => "Dedup",
             },
             job_view::line(job),
         );

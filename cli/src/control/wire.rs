@@ -23,11 +23,12 @@ pub(super) fn kind_path(kind: JobKind) -> &'static str {
         JobKind::Rebuild => "/v1/rebuild",
         JobKind::Scrub => "/v1/scrub",
         JobKind::Reclaim => "/v1/reclaim",
+        JobKind::Dedup => "/v1/dedup",
     }
 }
 
 /// The kinds of jobs that are started by themselves: one of each at a time.
-pub(super) const STARTED: [JobKind; 2] = [JobKind::Scrub, JobKind::Reclaim];
+pub(super) const STARTED: [JobKind; 3] = [JobKind::Scrub, JobKind::Reclaim, JobKind::Dedup];
 /// The newest check.
 pub(super) const CHECK_PATH: &str = "/v1/check";
 /// What can be set.

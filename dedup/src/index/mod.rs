@@ -27,6 +27,7 @@ mod coverage;
 mod filter;
 mod fresh;
 mod keyed;
+mod later;
 mod liveness;
 mod neighbours;
 mod probe;
@@ -140,6 +141,7 @@ pub struct FingerprintIndex {
     liveness: Liveness,
     queue: Mutex<Queue>,
     rebuild: Mutex<Rebuild>,
+    rebuild_turn: Mutex<rebuild::Turn>,
     /// Held by whoever does background work.
     worker: Mutex<Worker>,
 }
@@ -242,6 +244,7 @@ impl FingerprintIndex {
             liveness,
             queue: Mutex::new(Queue::new(batch, QUEUE_BATCHES * batch)),
             rebuild: Mutex::default(),
+            rebuild_turn: Mutex::default(),
             worker: Mutex::new(Worker {
                 coverage,
                 scan_from: Some(0),

@@ -22,6 +22,10 @@ pub(super) struct Rebuild {
     done: u64,
 }
 
+/// Held for a step: two that took the same segments would strike four off.
+#[derive(Debug, Default)]
+pub(super) struct Turn;
+
 impl Rebuild {
     pub(super) fn add(&mut self, segment: SegmentId, generation: Generation) {
         if self.todo.is_empty() {
@@ -59,6 +63,7 @@ impl FingerprintIndex {
     /// Reads in a few of them; true while there are more and they can go on.
     /// False with [`IndexState::Rebuilding`] means: later.
     pub fn rebuild_step(&self, directory: &dyn SegmentDirectory) -> bool {
+        let _turn = self.rebuild_turn.lock();
         // Room for what comes, or the database cannot take more just now.
         while self.queue.lock().is_half_full() {
             if !self.ingest(&mut self.worker.lock()) {
@@ -123,7 +128,7 @@ impl FingerprintIndex {
     }
 
     /// Makes room in the queue as long as the database takes what is in it.
-    fn push_patiently(&self, mut pending: Pending) {
+    pub(super) fn push_patiently(&self, mut pending: Pending) {
         loop {
             let refused = self.queue.lock().push(pending);
             match refused {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!    0  id u64                        |    8  kind u8, state u8, flags u16, member u32
-//!   16  target uuid, 16 bytes         |   32  since u64
+//!   16  target uuid, 16 bytes         |   32  since u64; of a dedup: merged bytes
 //!   40  cursor: phase u32, segment u32|   48  cursor: stripe u32 | damaged count u32
 //!   56  done bytes u64                |   64  total bytes u64
 //!   72  started, ms u64               |   80  ended, ms u64
@@ -81,6 +81,9 @@ pub(crate) struct JobRecord {
     pub(crate) repaired: u64,
     /// Things that no copy verifies of.
     pub(crate) lost: u64,
+    /// Stored bytes of duplicates that are not needed any more. Only a
+    /// deduplication has any, and only a rebuild has a `since`.
+    pub(crate) merged_bytes: u64,
     /// Why it ended, or what it waits for.
     pub(crate) message: String,
     pub(crate) members: BTreeMap<MemberIndex, Counts>,
@@ -106,6 +109,7 @@ impl JobRecord {
             found: 0,
             repaired: 0,
             lost: 0,
+            merged_bytes: 0,
             message: String::new(),
             members: BTreeMap::new(),
             damaged: Vec::new(),
@@ -148,7 +152,7 @@ impl JobRecord {
         put(10, &flags.to_le_bytes());
         put(12, &self.member.map_or(0, |m| u32::from(m.0)).to_le_bytes());
         put(16, self.target.as_bytes());
-        put(32, &self.since.unwrap_or(0).to_le_bytes());
+        put(32, &self.since.unwrap_or(self.merged_bytes).to_le_bytes());
         put(40, &self.cursor.phase.to_le_bytes());
         put(44, &self.cursor.segment.to_le_bytes());
         put(48, &self.cursor.stripe.to_le_bytes());
@@ -232,6 +236,10 @@ impl JobRecord {
             found: u64_at(96)?,
             repaired: u64_at(104)?,
             lost: u64_at(112)?,
+            merged_bytes: match flags & FLAG_SINCE {
+                0 => u64_at(32)?,
+                _ => 0,
+            },
             message: String::from_utf8(bytes[AT_MESSAGE..AT_MESSAGE + length].to_vec()).ok()?,
             members,
             damaged: (AT_DAMAGED..)
@@ -255,6 +263,7 @@ fn kind_code(kind: JobKind) -> u8 {
         JobKind::Rebuild => 1,
         JobKind::Scrub => 2,
         JobKind::Reclaim => 3,
+        JobKind::Dedup => 4,
     }
 }
 

@@ -172,15 +172,20 @@ impl JobTable {
             .map(|row| &self.rows[row].record)
     }
 
-    /// The job whose turn it is: rebuilds before reclaim before scrubs, older
-    /// ones first.
+    /// The job whose turn it is: rebuilds, reclaims, deduplications, scrubs;
+    /// older ones first.
     pub(crate) fn next_running(&self) -> Option<&JobRecord> {
         let of = |kind: JobKind| {
             let running =
                 |record: &JobRecord| record.kind == kind && record.state == JobState::Running;
             self.rows_by_age(running).first().copied()
         };
-        let kinds = [JobKind::Rebuild, JobKind::Reclaim, JobKind::Scrub];
+        let kinds = [
+            JobKind::Rebuild,
+            JobKind::Reclaim,
+            JobKind::Dedup,
+            JobKind::Scrub,
+        ];
         let row = kinds.into_iter().find_map(of)?;
         Some(&self.rows[&row].record)
     }
@@ -254,6 +259,7 @@ impl JobTable {
             found: record.found,
             repaired: record.repaired,
             lost: record.lost,
+            merged_bytes: record.merged_bytes,
             losses: row.losses.clone().unwrap_or_default(),
             members: record
                 .members

@@ -18,8 +18,8 @@ use std::{
 };
 
 use tessera_dedup::{
-    EntryKind, Owner,
-    segment::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, Ticket},
+    EntryKind, Generation, Owner,
+    segment::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, SummaryExtent, Ticket},
 };
 use tessera_raid::{Kind, MemberIndex, SegmentId, sabotage::broken};
 
@@ -83,6 +83,8 @@ struct Frozen {
     segments: Vec<(SegmentId, [u8; SEGMENT_RECORD_BYTES])>,
     /// Of the open data segment, and of segments that recovery gave up.
     summaries: Vec<tessera_dedup::Summary>,
+    /// Of sealed segments, in the place of their own.
+    rehashed: Vec<tessera_dedup::Summary>,
     next_volume_id: u64,
     settings: Settings,
     /// Rows of the job table that changed.
@@ -104,6 +106,8 @@ struct Written {
     folds: Folds,
     /// Segments whose records are in the root page, and not in the table.
     overlay: Vec<SegmentId>,
+    /// Where the new summaries of sealed segments are.
+    rehashed: Vec<(SegmentId, Generation, SummaryExtent)>,
 }
 
 impl Engine {
@@ -170,6 +174,7 @@ impl Engine {
                     commit.ring.trim(written.record.journal.offset);
                 }
                 self.settle(&frozen, &written.folds);
+                self.point_to_summaries(&written.rehashed);
                 self.table.checkpoint_is_durable();
                 self.table.mark_dirty(&written.overlay);
                 for summary in frozen.summaries {
@@ -290,6 +295,7 @@ impl Engine {
                 .into_iter()
                 .chain(state.appender.partial_summary(Stream::Data))
                 .collect(),
+            rehashed: std::mem::take(&mut state.rehashed),
             next_volume_id: state.next_volume_id,
             settings,
             jobs,
@@ -319,6 +325,7 @@ impl Engine {
         state
             .recovered
             .extend(frozen.summaries.iter().filter(gave_up).cloned());
+        state.rehashed.append(&mut frozen.rehashed);
         state.active_pages += std::mem::take(&mut state.frozen_pages);
         let mut segments: Vec<SegmentId> = frozen.segments.iter().map(|(id, _)| *id).collect();
         let of_map = |record: &SegmentRecord| record.stream() == Some(Stream::Map);
@@ -348,6 +355,10 @@ impl Engine {
 
         for summary in &frozen.summaries {
             self.write_partial_summary(&mut sink, summary, &mut segments)?;
+        }
+        let mut rehashed = Vec::new();
+        for summary in &frozen.rehashed {
+            rehashed.extend(self.write_new_summary(&mut sink, summary, &mut segments)?);
         }
 
         // Step 3: children first.
@@ -479,6 +490,7 @@ impl Engine {
             record,
             folds,
             overlay,
+            rehashed,
         })
     }
 
@@ -543,6 +555,49 @@ impl Engine {
             segments.insert(u64::from(id.0), record.encode().to_vec());
         }
         Ok(())
+    }
+
+    /// Puts a new summary of a sealed segment into the map stream, and its place
+    /// into the record that this checkpoint stores. `None` for a segment that
+    /// has been given up.
+    fn write_new_summary(
+        &self,
+        sink: &mut MapAppender<'_>,
+        summary: &tessera_dedup::Summary,
+        segments: &mut BTreeMap<u64, Vec<u8>>,
+    ) -> Result<Option<(SegmentId, Generation, SummaryExtent)>, EngineError> {
+        let (id, key) = (summary.segment, u64::from(summary.segment.0));
+        let captured = segments
+            .get(&key)
+            .and_then(|bytes| SegmentRecord::decode(bytes.as_slice().try_into().ok()?));
+        let record = captured.or_else(|| self.table.record(id));
+        let fits = |record: &SegmentRecord| {
+            record.generation == summary.generation && record.state == SegmentState::Sealed
+        };
+        let Some(mut record) = record.filter(fits) else {
+            return Ok(None);
+        };
+        let owner = Owner {
+            tree: SUMMARY_TREE,
+            index: 0,
+            level: 0,
+        };
+        record.summary = sink.append_run(owner, &tessera_dedup::summary::encode_blocks(summary))?;
+        segments.insert(key, record.encode().to_vec());
+        Ok(Some((id, summary.generation, record.summary)))
+    }
+
+    /// The checkpoint that has them is durable: from now on new summaries are
+    /// read, and the index may forget the old ones.
+    fn point_to_summaries(&self, rehashed: &[(SegmentId, Generation, SummaryExtent)]) {
+        for (id, generation, extent) in rehashed {
+            self.table.update(*id, |record| {
+                if record.generation == *generation && record.state == SegmentState::Sealed {
+                    record.summary = *extent;
+                }
+            });
+            self.index.summary_replaced(*id);
+        }
     }
 
     /// A segment that will not be continued has its summary in the map stream:

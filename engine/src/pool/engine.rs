@@ -114,6 +114,8 @@ pub(crate) struct AppendState {
     pub(crate) deleted_snapshots: Vec<u64>,
     /// Summaries of segments that will not be continued, for the map stream.
     pub(crate) recovered: Vec<tessera_dedup::Summary>,
+    /// New summaries of sealed segments, with hashes that their own lack.
+    pub(crate) rehashed: Vec<tessera_dedup::Summary>,
     /// Counts changes that may have left chunks without a reference.
     pub(crate) overwrites: u64,
 }
@@ -156,6 +158,9 @@ pub(crate) struct Engine {
     /// Segments with copies that snapshots are to name: nobody names them yet,
     /// and they are live all the same.
     pub(crate) unnamed_copies: Mutex<BTreeSet<SegmentId>>,
+    /// Segments with chunks that snapshots are to name in the place of their
+    /// duplicates: live, whoever names them now.
+    pub(crate) unnamed_targets: Mutex<BTreeSet<SegmentId>>,
     /// What the job under way remembers. Held for a step.
     pub(crate) work: Mutex<Work>,
     /// Clients were served since somebody looked.

@@ -8,8 +8,8 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    engine::Engine, losses::Naming, rebuild::RebuildWork, reclaim::ReclaimWork, scrub::ScrubWork,
-    walk::WALK_STEP_BYTES,
+    dedup::DedupWork, engine::Engine, losses::Naming, rebuild::RebuildWork, reclaim::ReclaimWork,
+    scrub::ScrubWork, walk::WALK_STEP_BYTES,
 };
 use crate::{
     api::{JobInfo, JobKind, JobState, PoolSettings, SettingsChange},
@@ -23,6 +23,7 @@ pub(crate) struct Work {
     pub(crate) rebuild: Option<RebuildWork>,
     pub(crate) scrub: Option<ScrubWork>,
     pub(crate) reclaim: Option<ReclaimWork>,
+    pub(crate) dedup: Option<DedupWork>,
     /// Of a scrub that ended before the pool was opened.
     pub(crate) naming: Option<Naming>,
 }
@@ -40,6 +41,7 @@ fn job_name(kind: JobKind) -> &'static str {
         JobKind::Scrub => "A scrub",
         JobKind::Rebuild => "A rebuild",
         JobKind::Reclaim => "A reclaim",
+        JobKind::Dedup => "A deduplication",
     }
 }
 
@@ -61,15 +63,16 @@ impl Engine {
             return self.name_ended(&mut work.naming);
         };
         let result = match job.kind {
-            JobKind::Rebuild => self.rebuild_step(&mut work.rebuild, &job),
-            JobKind::Scrub => self.scrub_step(&mut work.scrub, &job),
-            JobKind::Reclaim => self.reclaim_step(&mut work.reclaim, &job),
+            JobKind::Rebuild => self.rebuild_step(&mut work.rebuild, &job).map(Some),
+            JobKind::Scrub => self.scrub_step(&mut work.scrub, &job).map(Some),
+            JobKind::Reclaim => self.reclaim_step(&mut work.reclaim, &job).map(Some),
+            JobKind::Dedup => self.dedup_step(&mut work.dedup, &job),
         };
         let now = (self.clock)();
         match result {
             Ok(bytes) => {
                 self.jobs.lock().sample(job.id, now);
-                Ok(Some(Stepped {
+                Ok(bytes.map(|bytes| Stepped {
                     kind: job.kind,
                     bytes,
                 }))
@@ -129,7 +132,8 @@ impl Engine {
         id
     }
 
-    /// Begins a scrub or a reclaim, of which there is one at a time.
+    /// Begins a scrub, a reclaim or a deduplication: of each there is one at a
+    /// time.
     pub(crate) fn start_job(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
         self.check_writable()?;
         let how = match self.newest_job(kind).state {
@@ -152,6 +156,7 @@ impl Engine {
                 JobKind::Scrub => "No scrub is running",
                 JobKind::Rebuild => "No rebuild is running",
                 JobKind::Reclaim => "No reclaim is running",
+                JobKind::Dedup => "No deduplication is running",
             };
             return Err(EngineError::new(ErrorKind::InvalidArgument, message));
         }
@@ -181,8 +186,10 @@ impl Engine {
     /// Pauses a running job; it keeps what it has done.
     pub(crate) fn pause_job(&self, id: u64) -> Result<JobInfo, EngineError> {
         let mut work = self.work.lock();
-        if self.job_info(id)?.kind == JobKind::Reclaim {
-            self.forget_moving(&mut work.reclaim);
+        match self.job_info(id)?.kind {
+            JobKind::Reclaim => self.forget_moving(&mut work.reclaim),
+            JobKind::Dedup => work.dedup = None,
+            JobKind::Rebuild | JobKind::Scrub => {}
         }
         self.change_job(id, JobState::Running, JobState::Paused)
     }
@@ -228,6 +235,9 @@ impl Engine {
         }
         if record.kind == JobKind::Reclaim {
             self.forget_moving(&mut work.reclaim);
+        }
+        if record.kind == JobKind::Dedup {
+            work.dedup = None;
         }
         self.end_job(id, JobState::Idle, "Cancelled");
         self.job_info(id)

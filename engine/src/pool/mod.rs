@@ -10,6 +10,7 @@ mod anticipation;
 mod check;
 mod checkpoint;
 mod commit;
+mod dedup;
 mod diff;
 mod disk;
 mod engine;

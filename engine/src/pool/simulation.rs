@@ -246,6 +246,14 @@ impl Simulated {
         self.engine.start_job(JobKind::Reclaim)
     }
 
+    /// See [`super::Pool::start_job`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn dedup_start(&self) -> Result<JobInfo, EngineError> {
+        self.engine.start_job(JobKind::Dedup)
+    }
+
     /// See [`super::Pool::newest_job`].
     pub fn scrub_status(&self) -> JobInfo {
         self.engine.newest_job(JobKind::Scrub)

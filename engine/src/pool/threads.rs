@@ -209,7 +209,7 @@ impl Engine {
         match kind {
             JobKind::Rebuild => settings.rebuild_bytes_per_second,
             JobKind::Scrub => settings.scrub_bytes_per_second,
-            JobKind::Reclaim => 0,
+            JobKind::Reclaim | JobKind::Dedup => 0,
         }
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use tessera_engine::{
     EngineError, ErrorKind,
+    api::DedupMode,
     disk::{DiskError, ExtentKind, Operation, Request},
     pool::simulation::Simulated,
 };
@@ -617,11 +618,17 @@ impl Run {
         }
         self.chunks
             .insert(name.clone(), u64::from(spec.chunk_bytes));
-        if self.rng.chance(4) {
-            spec.dedup = tessera_engine::api::DedupMode::Off;
-        }
+        spec.dedup = self.some_mode();
         let result = self.pool().create_volume(&spec).map(|_| ());
         self.changed_catalogue("create", result, vec![Step::Create { name, size }]);
+    }
+
+    pub(super) fn some_mode(&mut self) -> DedupMode {
+        match self.rng.below(8) {
+            0 => DedupMode::Off,
+            1..4 => DedupMode::Post,
+            _ => DedupMode::Inline,
+        }
     }
 
     pub(super) fn changed_catalogue(

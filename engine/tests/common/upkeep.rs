@@ -4,7 +4,7 @@
 //! Any of it may be refused (there is nothing to replace, a device is not what
 //! it was, a job runs already). What counts is that clients feel nothing.
 
-use tessera_engine::EngineError;
+use tessera_engine::{EngineError, api::VolumeChange};
 
 use super::{driver::Run, hazards::Mode};
 
@@ -13,7 +13,7 @@ const DEVICES_MAX: u64 = 6;
 
 impl Run {
     pub(super) fn upkeep(&mut self) {
-        match self.rng.below(13) {
+        match self.rng.below(15) {
             0 => {
                 self.note("scrub".to_owned());
                 let result = self.pool().scrub_start().map(|_| ());
@@ -28,6 +28,12 @@ impl Run {
                 let result = self.pool().reclaim_start().map(|_| ());
                 self.tolerate("reclaim", result);
             }
+            6 => {
+                self.note("dedup".to_owned());
+                let result = self.pool().dedup_start().map(|_| ());
+                self.tolerate("dedup", result);
+            }
+            7 => self.change_mode(),
             _ => {
                 for _ in 0..1 + self.rng.below(6) {
                     if !self.world.sim.has_power() || self.failed {
@@ -53,6 +59,21 @@ impl Run {
         {
             panic!("{what} stopped the pool: {reason}; {error:?}");
         }
+    }
+
+    /// How a volume treats writes from now on: what it holds stays.
+    fn change_mode(&mut self) {
+        let Some((name, _)) = self.some_volume() else {
+            return;
+        };
+        let dedup = self.some_mode();
+        self.note(format!("{name} deduplicates {}", dedup.name()));
+        let change = VolumeChange {
+            dedup: Some(dedup),
+            ..VolumeChange::default()
+        };
+        let result = self.pool().set_volume(&name, &change).map(|_| ());
+        self.tolerate("a change of mode", result);
     }
 
     fn new_device(&mut self) -> Option<std::path::PathBuf> {

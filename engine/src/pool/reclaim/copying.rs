@@ -283,7 +283,7 @@ pub(super) fn place(entry: &Entry) -> (SegmentId, u32) {
 }
 
 /// The one place where a chunk gets another entry of the same content (R21).
-pub(super) fn remap(volume: &Volume, index: u64, entry: Entry) {
+pub(in crate::pool) fn remap(volume: &Volume, index: u64, entry: Entry) {
     let mut inner = volume.state.write();
     let chunks = inner.size_bytes.div_ceil(u64::from(volume.chunk_bytes));
     if index < chunks {
@@ -299,13 +299,13 @@ fn is_chunk(entry: &Entry, stored: &[u8], print: &Fingerprint, logical: u32) -> 
 
 /// Chunks that are watched for changes by others, as those of partial writes
 /// are.
-pub(super) struct Marks<'a> {
+pub(in crate::pool) struct Marks<'a> {
     engine: &'a Engine,
     versions: HashMap<(u64, u64), u64>,
 }
 
 impl<'a> Marks<'a> {
-    pub(super) fn new(engine: &'a Engine, keys: impl Iterator<Item = (u64, u64)>) -> Self {
+    pub(in crate::pool) fn new(engine: &'a Engine, keys: impl Iterator<Item = (u64, u64)>) -> Self {
         let mut versions = HashMap::new();
         let mut state = engine.state.lock();
         for key in keys {
@@ -320,7 +320,7 @@ impl<'a> Marks<'a> {
     }
 
     /// True while nobody has changed the chunk.
-    pub(super) fn holds(&self, state: &AppendState, key: (u64, u64)) -> bool {
+    pub(in crate::pool) fn holds(&self, state: &AppendState, key: (u64, u64)) -> bool {
         let now = state.partial.get(&key).map(|mark| mark.version);
         now == self.versions.get(&key).copied() || broken("R21.unchanged")
     }

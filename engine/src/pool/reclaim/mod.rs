@@ -23,7 +23,9 @@ mod survey;
 
 use std::{collections::BTreeSet, sync::Arc};
 
+pub(in crate::pool) use copying::{Marks, remap};
 pub(crate) use mover::ReclaimWork;
+pub(in crate::pool) use survey::leaves;
 
 use tessera_dedup::{Generation, segment::SegmentState};
 use tessera_raid::{SegmentId, sabotage::broken};
@@ -229,6 +231,7 @@ impl Engine {
         let mut named = BTreeSet::new();
         named.extend(roots.pointer.iter().map(|root| root.entry.segment));
         named.extend(self.unnamed_copies.lock().iter());
+        named.extend(self.unnamed_targets.lock().iter());
         // Pages that snapshots and clones share are walked once.
         let mut visited = Visited::default();
         for root in roots.all() {

@@ -286,7 +286,7 @@ impl Engine {
     }
 
     /// Bytes that can be moved without touching what checkpoints need.
-    pub(super) fn room_for_moving(&self) -> u64 {
+    pub(in crate::pool) fn room_for_moving(&self) -> u64 {
         let kept = self
             .reserve_segments()
             .saturating_sub(self.moving_segments());
@@ -298,7 +298,7 @@ impl Engine {
         (free * self.usable_segment_bytes()).saturating_sub(pages * BLOCK_BYTES as u64)
     }
 
-    pub(super) fn make_room_for_moving(&self, bytes: u64) -> Result<(), EngineError> {
+    pub(in crate::pool) fn make_room_for_moving(&self, bytes: u64) -> Result<(), EngineError> {
         if self.room_for_moving() >= bytes {
             return Ok(());
         }
@@ -390,7 +390,11 @@ impl Engine {
                 self.checkpoint_now(CheckpointKind::Normal)?;
             }
         }
-        self.rewrite_snapshots(&pass.moved)?;
+        let now = |entry: &Entry| {
+            let (old, new) = pass.moved.get(&place(entry))?;
+            (old == entry).then_some(*new)
+        };
+        self.rewrite_snapshots(&now)?;
         let victims: BTreeSet<SegmentId> = pass.victims.iter().map(|v| v.segment).collect();
         let mut moved = Vec::new();
         for (id, record) in self.table.live() {

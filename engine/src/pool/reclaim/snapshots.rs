@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use tessera_dedup::Entry;
 
-use super::copying::Moved;
 use crate::{
     error::{EngineError, ErrorKind},
     map::{
@@ -45,24 +44,23 @@ impl PageSink for Careful<'_> {
 }
 
 impl Engine {
-    /// Has every snapshot name the new places. One that cannot be read through,
+    /// Has every snapshot name the new places, which `now` tells. One that cannot be read through,
     /// or for which there is no room, stays as it is, and so does what it names.
-    pub(super) fn rewrite_snapshots(&self, moved: &Moved) -> Result<(), EngineError> {
+    pub(in crate::pool) fn rewrite_snapshots(
+        &self,
+        now: &dyn Fn(&Entry) -> Option<Entry>,
+    ) -> Result<(), EngineError> {
         let snapshots: Vec<Arc<Snapshot>> =
             self.volumes.read().snapshots.values().cloned().collect();
         if snapshots.is_empty() {
             return Ok(());
         }
         let pages = Pages(&self.reader);
-        let now = |entry: &Entry| {
-            let (old, new) = moved.get(&(entry.segment, entry.position))?;
-            (old == entry).then_some(*new)
-        };
         let mut sink = Careful {
             engine: self,
             inner: MapAppender::new(self),
         };
-        let mut rewrite = Rewrite::new(&pages, &mut sink, &now);
+        let mut rewrite = Rewrite::new(&pages, &mut sink, now);
         let mut exchanged = 0;
         for snapshot in snapshots {
             let _guard = self.epochs.enter();

@@ -226,7 +226,7 @@ impl Engine {
 
 /// The page indices of a batch of chunk indices, for an estimate of the pages
 /// that changing them takes.
-pub(super) fn leaves(indices: impl Iterator<Item = u64>, per_leaf: u64) -> u64 {
+pub(in crate::pool) fn leaves(indices: impl Iterator<Item = u64>, per_leaf: u64) -> u64 {
     let mut leaves: Vec<u64> = indices.map(|index| index / per_leaf).collect();
     leaves.sort_unstable();
     leaves.dedup();
