@@ -60,6 +60,13 @@ impl Pipe {
             .unwrap()
     }
 
+    /// Appends to a stripe of its own and tells the ticket of it.
+    fn append_alone(&mut self, seed: u64) -> (Appended, Ticket) {
+        let appended = self.append(seed);
+        self.appender.close_stripe(Stream::Data);
+        (appended, self.appender.last_ticket())
+    }
+
     fn settle(&self) {
         self.writer.sync_up_to(self.appender.last_ticket()).unwrap();
     }
@@ -126,6 +133,28 @@ fn a_segment_resumed_without_records_ends_like_any_other() {
     for (seed, appended) in (0..).zip(&all) {
         assert!(pipe.read(appended) == noise(seed, 4096), "chunk {seed}");
     }
+}
+
+/// R14: a ticket stands for everything before it, whichever of several steps
+/// ends first, and what a failed step leaves behind is written by the next one.
+#[test]
+fn tickets_complete_in_order_though_steps_do_not() {
+    let mut pipe = Pipe::new();
+    let (first, first_ticket) = pipe.append_alone(1);
+    let writer = Arc::clone(&pipe.writer);
+    let failing = writer.begin().unwrap().unwrap();
+    let (second, second_ticket) = pipe.append_alone(2);
+
+    assert!(writer.step().unwrap());
+    assert!(pipe.read(&second) == noise(2, 4096));
+    assert!(writer.written() < first_ticket, "the first is under way");
+    drop(failing);
+    assert!(writer.written() < first_ticket, "the first has failed");
+
+    assert!(writer.step().unwrap());
+    assert_eq!(writer.written(), second_ticket);
+    assert!(pipe.read(&first) == noise(1, 4096));
+    assert!(!writer.step().unwrap());
 }
 
 /// R9: a segment is punched by one caller, and before anybody can use it again.
