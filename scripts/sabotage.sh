@@ -30,7 +30,7 @@ mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)"
 order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid syscalls@raid
     verify@raid members@raid member_crash@raid)
 order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine epochs@engine
-    members@engine scrub@engine space@engine crash_points@engine faults@engine model@engine
+    members@engine scrub@engine space@engine post@engine crash_points@engine faults@engine model@engine
     overwrite@engine)
 program() {
     local wanted=$1 name path crate=

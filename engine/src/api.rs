@@ -317,6 +317,26 @@ pub struct PoolSettings {
     pub stall_limit_ms: u32,
     /// A scrub starts by itself this long after the one before; 0: never.
     pub scrub_interval_seconds: u64,
+    /// Most bytes that a reclaim moves in a second; 0: no limit.
+    pub reclaim_bytes_per_second: u64,
+    /// Most bytes that a deduplication reads in a second; 0: no limit.
+    pub dedup_bytes_per_second: u64,
+    /// When a deduplication starts by itself.
+    pub dedup_every: DedupSchedule,
+}
+
+/// When a deduplication starts by itself: in a pool with a volume of mode
+/// `post`, and only if something has been written since the last one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DedupSchedule {
+    /// Never.
+    #[default]
+    Off,
+    /// When nothing has been written for some seconds.
+    Idle,
+    /// So many seconds after the end of the one before.
+    Seconds(u32),
 }
 
 /// What to change in [`PoolSettings`]; `None` leaves a setting as it is.
@@ -333,6 +353,12 @@ pub struct SettingsChange {
     pub stall_limit_ms: Option<u32>,
     /// See [`PoolSettings`].
     pub scrub_interval_seconds: Option<u64>,
+    /// See [`PoolSettings`].
+    pub reclaim_bytes_per_second: Option<u64>,
+    /// See [`PoolSettings`].
+    pub dedup_bytes_per_second: Option<u64>,
+    /// See [`PoolSettings`].
+    pub dedup_every: Option<DedupSchedule>,
 }
 
 /// What a job does.

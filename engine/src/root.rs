@@ -22,7 +22,8 @@
 //! 152  job tree, 48 bytes            | 200  settings, 40 bytes
 //! 240  next job id u64              | 248  snapshot tree, 48 bytes
 //! 296  zero
-//! 320  overlay: segment u32, 0 u32, record 64 bytes
+//! 320  overlay: segment u32, 0 u32, record 64 bytes; 52 of them
+//!4064  settings of reclaim and deduplication, 24 bytes; zero
 //! ```
 //! The overlay holds the records of map segments that changed while the
 //! segment table's own pages were being written; it goes over the table.
@@ -38,7 +39,7 @@ use crate::{
     catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, JOB_TREE, SEGMENT_TREE, SNAPSHOT_TREE},
     journal::{ChainPoint, Epoch, batch::ChainChecksum},
     map::{PAGE_BYTES, PageBytes, TREE_BYTES, Tree, TreeShape},
-    settings::{SETTINGS_BYTES, Settings},
+    settings::{JOB_SETTINGS_BYTES, SETTINGS_BYTES, Settings},
 };
 
 const RECORD_MAGIC: &[u8; 8] = b"TSRENGIN";
@@ -57,7 +58,9 @@ const AT_OVERLAY: usize = 320;
 const _: () = assert!(AT_SNAPSHOTS + TREE_BYTES <= AT_OVERLAY);
 const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
 /// Most records the overlay takes.
-pub const OVERLAY_MAX: usize = (PAGE_BYTES - AT_OVERLAY) / OVERLAY_BYTES;
+pub const OVERLAY_MAX: usize = (AT_JOB_SETTINGS - AT_OVERLAY) / OVERLAY_BYTES;
+const AT_JOB_SETTINGS: usize = 4064;
+const _: () = assert!(AT_JOB_SETTINGS + JOB_SETTINGS_BYTES <= PAGE_BYTES && OVERLAY_MAX == 52);
 
 /// Where a clean stop left a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -252,6 +255,7 @@ impl RootPage {
             put(at, &segment.0.to_le_bytes());
             put(at + 8, &record.encode());
         }
+        put(AT_JOB_SETTINGS, &self.settings.encode_of_jobs());
         bytes
     }
 
@@ -283,6 +287,11 @@ impl RootPage {
             snapshots: tree_at(AT_SNAPSHOTS)?,
             settings: Settings::decode(
                 bytes[AT_SETTINGS..AT_SETTINGS + SETTINGS_BYTES]
+                    .try_into()
+                    .ok()?,
+            )?
+            .with_those_of_jobs(
+                bytes[AT_JOB_SETTINGS..AT_JOB_SETTINGS + JOB_SETTINGS_BYTES]
                     .try_into()
                     .ok()?,
             )?,
@@ -335,6 +344,7 @@ mod tests {
                 read_errors_per_hour: 0x61,
                 stall_limit_ms: 0x7172,
                 scrub_interval_seconds: 0x8182,
+                ..Settings::default().kept
             },
             scrub_due_ms: 0x9192,
         };
@@ -356,6 +366,19 @@ mod tests {
         assert_eq!(sample().encode()[..], golden[..]);
         let page: &PageBytes = golden[..].try_into().unwrap();
         assert_eq!(RootPage::decode(page), Some(sample()));
+    }
+
+    #[test]
+    fn a_full_overlay_leaves_room_for_the_settings_of_jobs() {
+        let mut page = sample();
+        let (_, record) = page.overlay[0];
+        page.overlay = (0..OVERLAY_MAX)
+            .map(|number| (SegmentId(u32::try_from(number).unwrap()), record))
+            .collect();
+        page.settings.kept.reclaim_bytes_per_second = 0xe1e2;
+        page.settings.kept.dedup_bytes_per_second = 0xf1f2;
+        page.settings.kept.dedup_every = crate::api::DedupSchedule::Idle;
+        assert_eq!(RootPage::decode(&page.encode()), Some(page));
     }
 
     #[test]

@@ -5,16 +5,26 @@
 //!  16  read errors an hour u32, stall limit in ms u32
 //!  24  scrub interval in s u64     |  32  next scrub is due, ms u64
 //! ```
-//! Little-endian, 40 bytes. Limits of 0 were never set: those with which the
+//! and, at the end of the page, of the jobs that came later:
+//! ```text
+//!   0  reclaim rate u64            |   8  dedup rate u64
+//!  16  dedup every, s, u64; 0: never, all ones: when idle
+//! ```
+//! Little-endian, 40 and 24 bytes. Limits of 0 were never set: those with which the
 //! array was opened are in force.
 
 use crate::{
-    api::{PoolSettings, SettingsChange},
+    api::{DedupSchedule, PoolSettings, SettingsChange},
     error::{EngineError, ErrorKind},
 };
 
 /// Bytes of encoded settings.
 pub(crate) const SETTINGS_BYTES: usize = 40;
+
+/// Bytes of encoded settings of reclaim and deduplication.
+pub(crate) const JOB_SETTINGS_BYTES: usize = 24;
+/// See [`DedupSchedule::Idle`].
+const WHEN_IDLE: u64 = u64::MAX;
 
 /// Four weeks: a block that rots is found before its mirror is likely to.
 const SCRUB_INTERVAL_SECONDS: u64 = 28 * 86_400;
@@ -38,6 +48,9 @@ impl Default for Settings {
                 read_errors_per_hour: 0,
                 stall_limit_ms: 0,
                 scrub_interval_seconds: SCRUB_INTERVAL_SECONDS,
+                reclaim_bytes_per_second: 0,
+                dedup_bytes_per_second: 0,
+                dedup_every: DedupSchedule::Off,
             },
             scrub_due_ms: 0,
         }
@@ -67,9 +80,36 @@ impl Settings {
                 read_errors_per_hour: u32_at(16)?,
                 stall_limit_ms: u32_at(20)?,
                 scrub_interval_seconds: u64_at(24)?,
+                ..Self::default().kept
             },
             scrub_due_ms: u64_at(32)?,
         })
+    }
+
+    pub(crate) fn encode_of_jobs(&self) -> [u8; JOB_SETTINGS_BYTES] {
+        let every = match self.kept.dedup_every {
+            DedupSchedule::Off => 0,
+            DedupSchedule::Idle => WHEN_IDLE,
+            DedupSchedule::Seconds(seconds) => u64::from(seconds),
+        };
+        let mut bytes = [0; JOB_SETTINGS_BYTES];
+        bytes[..8].copy_from_slice(&self.kept.reclaim_bytes_per_second.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.kept.dedup_bytes_per_second.to_le_bytes());
+        bytes[16..].copy_from_slice(&every.to_le_bytes());
+        bytes
+    }
+
+    /// With what [`Self::encode_of_jobs`] made.
+    pub(crate) fn with_those_of_jobs(mut self, bytes: &[u8; JOB_SETTINGS_BYTES]) -> Option<Self> {
+        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
+        self.kept.reclaim_bytes_per_second = u64_at(0)?;
+        self.kept.dedup_bytes_per_second = u64_at(8)?;
+        self.kept.dedup_every = match u64_at(16)? {
+            0 => DedupSchedule::Off,
+            WHEN_IDLE => DedupSchedule::Idle,
+            seconds => DedupSchedule::Seconds(u32::try_from(seconds).ok()?),
+        };
+        Some(self)
     }
 
     /// The settings after a change.
@@ -84,6 +124,18 @@ impl Settings {
         }
         if let Some(rate) = change.scrub_bytes_per_second {
             kept.scrub_bytes_per_second = rate;
+        }
+        if let Some(rate) = change.reclaim_bytes_per_second {
+            kept.reclaim_bytes_per_second = rate;
+        }
+        if let Some(rate) = change.dedup_bytes_per_second {
+            kept.dedup_bytes_per_second = rate;
+        }
+        if let Some(every) = change.dedup_every {
+            kept.dedup_every = match every {
+                DedupSchedule::Seconds(0) => DedupSchedule::Off,
+                other => other,
+            };
         }
         if let Some(errors) = change.read_errors_per_hour {
             if errors == 0 {
@@ -126,6 +178,7 @@ mod tests {
                 read_errors_per_hour: 0x05,
                 stall_limit_ms: 0x0607,
                 scrub_interval_seconds: 0x0809,
+                ..Settings::default().kept
             },
             scrub_due_ms: 0x0a0b,
         };
@@ -147,6 +200,37 @@ mod tests {
         }
         assert_eq!(settings.encode(), expected);
         assert_eq!(Settings::decode(&expected), Some(settings));
+    }
+
+    #[test]
+    fn the_stored_form_of_settings_of_jobs_does_not_change() {
+        let of = |dedup_every| Settings {
+            kept: PoolSettings {
+                reclaim_bytes_per_second: 0x0102,
+                dedup_bytes_per_second: 0x0304,
+                dedup_every,
+                ..Settings::default().kept
+            },
+            ..Settings::default()
+        };
+        for (every, stored) in [
+            (DedupSchedule::Off, 0u64),
+            (DedupSchedule::Seconds(0x0506), 0x0506),
+            (DedupSchedule::Idle, u64::MAX),
+        ] {
+            let bytes = of(every).encode_of_jobs();
+            let mut expected = [0; JOB_SETTINGS_BYTES];
+            expected[..2].copy_from_slice(&[2, 1]);
+            expected[8..10].copy_from_slice(&[4, 3]);
+            expected[16..].copy_from_slice(&stored.to_le_bytes());
+            assert_eq!(bytes, expected);
+            let decoded = Settings::default().with_those_of_jobs(&bytes);
+            assert_eq!(decoded, Some(of(every)));
+        }
+        // Too long a time.
+        let mut bytes = [0; JOB_SETTINGS_BYTES];
+        bytes[22] = 1;
+        assert_eq!(Settings::default().with_those_of_jobs(&bytes), None);
     }
 
     #[test]

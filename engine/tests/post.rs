@@ -14,7 +14,10 @@ use common::{
 };
 use tessera_engine::{
     ErrorKind,
-    api::{Compression, DedupMode, JobInfo, JobKind, JobState, VolumeChange},
+    api::{
+        Compression, DedupMode, DedupSchedule, JobInfo, JobKind, JobState, SettingsChange,
+        VolumeChange,
+    },
     disk::Operation,
     pool::simulation::Simulated,
 };
@@ -504,4 +507,44 @@ fn a_deduplication_can_be_paused_resumed_and_cancelled() {
     dedup(&pool);
     assert_eq!(unique(&pool), unique(&inline));
     assert_holds(&pool, &state, "and begun again");
+}
+
+#[test]
+fn a_deduplication_starts_by_itself_when_the_schedule_says_so() {
+    let (_, pool, _) = filled(DedupMode::Post, 100);
+    let every = |schedule| {
+        let change = SettingsChange {
+            dedup_every: Some(schedule),
+            ..SettingsChange::default()
+        };
+        assert_eq!(pool.set_settings(&change).unwrap().dedup_every, schedule);
+    };
+    let runs = |idle| {
+        pool.maintenance_step(idle).unwrap();
+        let jobs = pool.jobs();
+        jobs.iter().filter(|job| job.kind == JobKind::Dedup).count()
+    };
+    assert_eq!(runs(true), 0, "off unless told");
+    every(DedupSchedule::Idle);
+    assert_eq!(runs(false), 0, "clients are at work");
+    assert_eq!(runs(true), 1);
+    assert_eq!(runs(true), 1, "one at a time");
+    finish_jobs(&pool);
+    assert_eq!(pool.jobs().last().unwrap().state, JobState::Done);
+    assert_eq!(runs(true), 1, "nothing has been written since");
+    let mut state = held("a", 100);
+    write(&pool, &mut state, "a", 0, 9, 4096);
+    assert_eq!(runs(true), 2);
+    finish_jobs(&pool);
+    // The clock stands still: an hour does not pass.
+    every(DedupSchedule::Seconds(3600));
+    write(&pool, &mut state, "a", 0, 10, 4096);
+    assert_eq!(runs(true), 2);
+    let change = VolumeChange {
+        dedup: Some(DedupMode::Inline),
+        ..VolumeChange::default()
+    };
+    pool.set_volume("a", &change).unwrap();
+    every(DedupSchedule::Idle);
+    assert_eq!(runs(true), 2, "no volume leaves anything to be done");
 }

@@ -180,6 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn a_deduplication_tells_what_it_has_merged() {
+        let text = render(&JobInfo {
+            id: 3,
+            state: JobState::Done,
+            checked: 9,
+            found: 5,
+            repaired: 4,
+            merged_bytes: 16 << 10,
+            ..JobInfo::none(JobKind::Dedup)
+        });
+        let counts = "Hashed 9 chunks, found 5 duplicates, merged 4 (16K)";
+        assert!(text.contains(counts), "{text}");
+    }
+
+    #[test]
     fn a_job_that_never_was_says_so() {
         assert_eq!(render(&JobInfo::none(JobKind::Scrub)), "Scrub: never run\n");
     }

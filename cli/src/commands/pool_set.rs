@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tessera_engine::api::{PoolSettings, SettingsChange};
+use tessera_engine::api::{DedupSchedule, PoolSettings, SettingsChange};
 
 use crate::{
     access::{self, Intent},
@@ -18,7 +18,8 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     tessera pool set tank\n  \
     tessera pool set tank --rebuild-rate 200M --scrub-rate 50M\n  \
-    tessera pool set tank --stall-limit 10 --scrub-interval 2592000")]
+    tessera pool set tank --stall-limit 10 --scrub-interval 2592000\n  \
+    tessera pool set tank --dedup-every idle --dedup-rate 100M")]
 pub(crate) struct Set {
     /// The pool's directory
     dir: PathBuf,
@@ -28,6 +29,16 @@ pub(crate) struct Set {
     /// Most bytes a second that a scrub reads; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     scrub_rate: Option<u64>,
+    /// Most bytes a second that a reclaim moves; 0 means no limit
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    gc_rate: Option<u64>,
+    /// Most bytes a second that a deduplication reads; 0 means no limit
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    dedup_rate: Option<u64>,
+    /// When a deduplication starts by itself: 'off', 'idle', or a time after the
+    /// last one as in 90s, 30m, 6h or 1d
+    #[arg(long, value_name = "WHEN", value_parser = parse_schedule)]
+    dedup_every: Option<DedupSchedule>,
     /// Failed reads within an hour that a member may have before it is failed
     #[arg(long, value_name = "COUNT")]
     read_errors: Option<u32>,
@@ -51,6 +62,9 @@ impl Set {
             // At most a day in milliseconds.
             stall_limit_ms: self.stall_limit.map(|seconds| seconds * 1000),
             scrub_interval_seconds: self.scrub_interval,
+            reclaim_bytes_per_second: self.gc_rate,
+            dedup_bytes_per_second: self.dedup_rate,
+            dedup_every: self.dedup_every,
         };
         let changes = change != SettingsChange::default();
         let intent = if changes {
@@ -73,6 +87,32 @@ impl Set {
     }
 }
 
+/// `off`, `idle`, or a number of seconds, minutes, hours or days.
+fn parse_schedule(text: &str) -> Result<DedupSchedule, String> {
+    match text {
+        "off" => return Ok(DedupSchedule::Off),
+        "idle" => return Ok(DedupSchedule::Idle),
+        _ => {}
+    }
+    let malformed = || "it is 'off', 'idle', or a time as in 90s, 30m, 6h or 1d".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(malformed()),
+    };
+    let number: u32 = number.parse().map_err(|_| malformed())?;
+    let total = number.checked_mul(seconds);
+    total
+        .map(DedupSchedule::Seconds)
+        .ok_or_else(|| "the time is longer than a century".to_owned())
+}
+
 fn render(settings: &PoolSettings) -> String {
     let rate = |bytes| match bytes {
         0 => "no limit".to_owned(),
@@ -82,11 +122,18 @@ fn render(settings: &PoolSettings) -> String {
         0 => "never by itself".to_owned(),
         seconds => format!("every {seconds} s"),
     };
+    let dedup = match settings.dedup_every {
+        DedupSchedule::Off => "never by itself".to_owned(),
+        DedupSchedule::Idle => "when nothing is written".to_owned(),
+        DedupSchedule::Seconds(seconds) => format!("every {seconds} s"),
+    };
     format!(
-        "Rebuild rate:  {}\nScrub rate:    {}\nRead errors:   {} an hour fail a member\n\
-         Stall limit:   {} s\nScrub:         {interval}\n",
+        "Rebuild rate:  {}\nScrub rate:    {}\nReclaim rate:  {}\nDedup rate:    {}\nRead errors:   {} an hour fail a member\n\
+         Stall limit:   {} s\nScrub:         {interval}\nDedup:         {dedup}\n",
         rate(settings.rebuild_bytes_per_second),
         rate(settings.scrub_bytes_per_second),
+        rate(settings.reclaim_bytes_per_second),
+        rate(settings.dedup_bytes_per_second),
         settings.read_errors_per_hour,
         f64::from(settings.stall_limit_ms) / 1000.0,
     )
@@ -104,6 +151,9 @@ mod tests {
             read_errors_per_hour: 32,
             stall_limit_ms: 1500,
             scrub_interval_seconds: 0,
+            reclaim_bytes_per_second: 7 << 20,
+            dedup_bytes_per_second: 0,
+            dedup_every: DedupSchedule::Idle,
         });
         for part in [
             "no limit",
@@ -111,8 +161,26 @@ mod tests {
             "32 an hour",
             "1.5 s",
             "never by itself",
+            "7M/s",
+            "when nothing is written",
         ] {
             assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_schedule_is_a_word_or_a_time() {
+        for (text, schedule) in [
+            ("off", DedupSchedule::Off),
+            ("idle", DedupSchedule::Idle),
+            ("90", DedupSchedule::Seconds(90)),
+            ("30m", DedupSchedule::Seconds(1800)),
+            ("2d", DedupSchedule::Seconds(172_800)),
+        ] {
+            assert_eq!(parse_schedule(text), Ok(schedule), "{text}");
+        }
+        for text in ["", "m", "1w", "never", "-1", "99999999d"] {
+            assert!(parse_schedule(text).is_err(), "{text}");
         }
     }
 }

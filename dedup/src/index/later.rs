@@ -49,7 +49,6 @@ impl FingerprintIndex {
         let records = records.filter(|(number, _)| wanted(*number));
         let pending = Pending::new(summary.segment, summary.generation, records, false);
         self.push_patiently(pending);
-        self.flush();
     }
 
     /// A segment has another summary: what is cached of the old one goes.

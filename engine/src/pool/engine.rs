@@ -163,6 +163,11 @@ pub(crate) struct Engine {
     pub(crate) unnamed_targets: Mutex<BTreeSet<SegmentId>>,
     /// What the job under way remembers. Held for a step.
     pub(crate) work: Mutex<Work>,
+    /// Sealed segments, with their generation, in which every chunk is known to
+    /// have a hash or no name: a deduplication need not look into them.
+    pub(crate) hashed_segments: Mutex<BTreeSet<(u32, u64)>>,
+    /// The sequence when the last deduplication began by itself.
+    pub(crate) deduplicated_at: AtomicU64,
     /// Clients were served since somebody looked.
     pub(crate) clients_busy: AtomicBool,
     pub(crate) settings: Mutex<Settings>,

@@ -12,7 +12,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -238,6 +238,8 @@ impl Engine {
             unnamed_copies: Mutex::default(),
             unnamed_targets: Mutex::default(),
             work: Mutex::default(),
+            hashed_segments: Mutex::default(),
+            deduplicated_at: AtomicU64::new(u64::MAX),
             clients_busy: false.into(),
             settings: Mutex::new(settings),
             jobs: Mutex::new(jobs),

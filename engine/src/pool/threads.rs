@@ -209,12 +209,13 @@ impl Engine {
         match kind {
             JobKind::Rebuild => settings.rebuild_bytes_per_second,
             JobKind::Scrub => settings.scrub_bytes_per_second,
-            JobKind::Reclaim | JobKind::Dedup => 0,
+            JobKind::Reclaim => settings.reclaim_bytes_per_second,
+            JobKind::Dedup => settings.dedup_bytes_per_second,
         }
     }
 
-    /// One turn of maintenance: spares for failed members, a scrub that is due,
-    /// a checkpoint when much has changed or nothing more is coming, a reclaim
+    /// One turn of maintenance: spares for failed members, a scrub or a
+    /// deduplication that is due, a checkpoint when much has changed or nothing more is coming, a reclaim
     /// pass when space runs low.
     pub(crate) fn maintenance_step(&self, idle: bool) -> Result<(), crate::error::EngineError> {
         if self.check_usable().is_err() {
@@ -223,6 +224,7 @@ impl Engine {
         self.take_spares_over();
         self.heal_unreadable();
         self.scrub_by_schedule();
+        self.dedup_by_schedule(idle);
         let layers = self.layer_bytes.load(Ordering::Relaxed);
         let journal_is_half_full = {
             let commit = self.commit.lock();

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
-    CheckReport, Compression, DedupMode, JobInfo, JobKind, PoolSettings, PoolState, PoolStatus,
-    SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo,
-    VolumeSpec,
+    CheckReport, Compression, DedupMode, DedupSchedule, JobInfo, JobKind, PoolSettings, PoolState,
+    PoolStatus, SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
+    VolumeInfo, VolumeSpec,
 };
 
 use super::*;
@@ -267,6 +267,9 @@ impl Management for MapPool {
             read_errors_per_hour: change.read_errors_per_hour.unwrap_or(3),
             stall_limit_ms: change.stall_limit_ms.unwrap_or(4),
             scrub_interval_seconds: change.scrub_interval_seconds.unwrap_or(5),
+            reclaim_bytes_per_second: change.reclaim_bytes_per_second.unwrap_or(6),
+            dedup_bytes_per_second: change.dedup_bytes_per_second.unwrap_or(7),
+            dedup_every: change.dedup_every.unwrap_or_default(),
         })
     }
 
@@ -341,9 +344,11 @@ fn members_jobs_scrub_and_settings_cross_the_socket_unchanged() {
     );
     let change = SettingsChange {
         stall_limit_ms: Some(70),
+        dedup_every: Some(DedupSchedule::Seconds(9)),
         ..SettingsChange::default()
     };
     let settings = client.change_settings(&change).unwrap();
+    assert_eq!(settings.dedup_every, DedupSchedule::Seconds(9));
     assert_eq!(
         (settings.stall_limit_ms, settings.scrub_bytes_per_second),
         (70, 2)

@@ -165,7 +165,7 @@ impl Engine {
                     continue;
                 };
                 let segment = target.entry.segment;
-                if held.insert(segment) && !broken("R20.post_held") {
+                if held.insert(segment) {
                     // Before the question: a mark that comes after a freeze
                     // sees either the answer's no or the segment here.
                     self.unnamed_targets.lock().insert(segment);

@@ -23,7 +23,8 @@ mod window;
 
 use std::collections::BTreeMap;
 
-use tessera_dedup::{Hit, segment::Stream};
+use tessera_dedup::{Generation, Hit, IndexState, segment::Stream};
+use tessera_raid::SegmentId;
 
 use self::window::Window;
 use super::{CheckpointKind, engine::Engine, walk::TreesWalk};
@@ -37,6 +38,18 @@ use crate::{
 const BYTES_PER_CHUNK: usize = 256;
 /// Windows of fewer chunks would walk the maps for too little.
 const CHUNKS_MIN: usize = 4096;
+
+/// A job's first phase: it has not begun, and deals with everything written so
+/// far.
+const PHASE_NEW: u32 = 0;
+/// It has begun.
+const PHASE_BEGUN: u32 = 1;
+/// As [`PHASE_NEW`] of a job that was begun by the schedule: it leaves an open
+/// segment open, or one of them would be used up for a few chunks each time.
+pub(in crate::pool) const PHASE_SCHEDULED: u32 = 2;
+
+/// What reading some summaries in for the index costs, about, for pacing.
+const INDEX_STEP_BYTES: u64 = 1 << 20;
 
 /// What the job remembers between steps. After a crash the window begins anew.
 #[derive(Debug, Default)]
@@ -59,7 +72,7 @@ enum Stage {
     /// Up to which of the sorted chunks.
     LookUp(usize),
     /// Segments that may hold some of them, and what was found for which hash.
-    Verify(Vec<(tessera_raid::SegmentId, u32)>),
+    Verify(Vec<(SegmentId, u32)>),
     /// Up to which name.
     Merge(usize),
     Snapshots,
@@ -120,8 +133,9 @@ impl Engine {
     /// Has everything that was written so far lie in sealed segments, and says
     /// how much there is to look at.
     fn begin_dedup(&self, job: &JobRecord) -> Result<(), EngineError> {
-        if job.cursor.phase == 0 {
-            let may_seal = self.room_for_moving() >= u64::from(self.geometry.segment_bytes);
+        if job.cursor.phase != PHASE_BEGUN {
+            let may_seal = job.cursor.phase == PHASE_NEW
+                && self.room_for_moving() >= u64::from(self.geometry.segment_bytes);
             let mut state = self.state.lock();
             let lacks_hashes = |summary: tessera_dedup::Summary| {
                 let mut records = summary.records.iter();
@@ -137,6 +151,8 @@ impl Engine {
             self.checkpoint_now(CheckpointKind::Normal)?;
         }
         let sealed = self.sealed_data(0);
+        let is_live = |known: &(u32, u64)| self.is_still(SegmentId(known.0), Generation(known.1));
+        self.hashed_segments.lock().retain(is_live);
         let total = sealed
             .iter()
             .map(|(_, record)| u64::from(record.stored_bytes))
@@ -147,7 +163,7 @@ impl Engine {
             .map(|(_, record)| u64::from(record.stored_bytes))
             .sum();
         self.jobs.lock().update(job.id, |record| {
-            record.cursor.phase = 1;
+            record.cursor.phase = PHASE_BEGUN;
             record.total_bytes = total;
             record.done_bytes = done;
         });
@@ -178,8 +194,10 @@ impl Engine {
                 Ok(Progress::Did(hashed.read_bytes))
             }
             Stage::LookUp(at) => {
-                if *at == 0 && !self.index_is_ready() {
-                    return Ok(Progress::Waits);
+                if *at == 0
+                    && let Some(progress) = self.await_index()?
+                {
+                    return Ok(progress);
                 }
                 if self.look_up_some(window, at) {
                     work.stage = Stage::Verify(window.take_suspects());
@@ -219,7 +237,8 @@ impl Engine {
                         record.cursor.segment = next;
                     });
                     self.checkpoint_now(CheckpointKind::Normal)?;
-                    work.window = Window::default();
+                    let mut hashed = self.hashed_segments.lock();
+                    hashed.extend(std::mem::take(window).settled());
                     work.stage = Stage::Survey;
                 }
                 Ok(Progress::Did(bytes))
@@ -236,17 +255,23 @@ impl Engine {
         }
     }
 
-    /// Every chunk whose hash is known somewhere can be found by it. While old
-    /// segments are read in again the job helps, and waits where that waits.
-    fn index_is_ready(&self) -> bool {
-        while self.index.state() != tessera_dedup::IndexState::Ready {
-            if !self.index.rebuild_step(&*self.table)
-                && self.index.state() != tessera_dedup::IndexState::Ready
-            {
-                return false;
-            }
+    /// Every chunk whose hash is known somewhere must be findable: one that is
+    /// hashed is not looked up again. While old segments are read in again the
+    /// job helps, and waits where that waits.
+    fn await_index(&self) -> Result<Option<Progress>, EngineError> {
+        let state = self.index.state();
+        if state == IndexState::Ready {
+            self.index.flush();
+            return Ok(None);
         }
-        self.index.flush();
-        true
+        if !matches!(state, IndexState::Rebuilding { .. }) {
+            let message =
+                "There is no fingerprint index to look duplicates up in: rebuild it first";
+            return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+        }
+        if self.index.rebuild_step(&*self.table) || self.index.state() == IndexState::Ready {
+            return Ok(Some(Progress::Did(INDEX_STEP_BYTES)));
+        }
+        Ok(Some(Progress::Waits))
     }
 }

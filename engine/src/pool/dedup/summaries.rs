@@ -6,6 +6,8 @@
 //! without a hash: nothing is to hit them, and should some name of one be left,
 //! the next run looks at it again.
 
+use std::collections::BTreeSet;
+
 use tessera_dedup::summary;
 use tessera_raid::device::BLOCK_BYTES;
 
@@ -20,17 +22,17 @@ impl Engine {
     /// on, and moves it behind them; how many bytes were read.
     pub(super) fn rewrite_summaries(
         &self,
-        window: &Window,
+        window: &mut Window,
         at: &mut usize,
     ) -> Result<u64, EngineError> {
         let end = (*at + SUMMARIES_PER_STEP).min(window.segments.len());
-        let mut bytes = 0;
+        let (mut bytes, mut left_out) = (0, BTreeSet::new());
         for (id, generation) in &window.segments[*at..end] {
             let _guard = self.epochs.enter();
             let Some(record) = self.table.record(*id) else {
                 continue;
             };
-            if !self.is_still(*id, *generation) {
+            if !window.has_new_hashes(*id) || !self.is_still(*id, *generation) {
                 continue;
             }
             bytes += u64::from(record.summary.blocks) * BLOCK_BYTES as u64;
@@ -57,6 +59,7 @@ impl Engine {
             let needed = 2 * (blocks * BLOCK_BYTES) as u64;
             if self.room_for_moving() < needed {
                 // What has been merged is: the rest is hashed again another time.
+                left_out.insert(*id);
                 continue;
             }
             // Before the checkpoint: of no use until then, and of no harm.
@@ -66,8 +69,16 @@ impl Engine {
             state.active_pages += blocks as u64;
             state.rehashed.push(summary);
         }
+        for chunk in &mut window.chunks {
+            if left_out.contains(&chunk.entry.segment) {
+                chunk.print = None;
+            }
+        }
         *at = end;
-        self.checkpoint_now(CheckpointKind::Normal)?;
+        if bytes > 0 {
+            self.index.flush();
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
         Ok(bytes)
     }
 }

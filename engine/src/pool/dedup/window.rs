@@ -1,5 +1,7 @@
 //! The chunks of one pass: those of a window of segments that have no hash.
 
+use std::collections::BTreeSet;
+
 use tessera_dedup::{
     Entry, Fingerprint, Generation, Hit,
     segment::{SegmentRecord, SegmentState, Stream},
@@ -7,7 +9,10 @@ use tessera_dedup::{
 use tessera_raid::{SegmentId, device::BLOCK_BYTES};
 
 use super::{BYTES_PER_CHUNK, CHUNKS_MIN, DedupWork, Found, Progress, Stage};
-use crate::{error::EngineError, pool::engine::Engine};
+use crate::{
+    error::EngineError,
+    pool::{CheckpointKind, engine::Engine},
+};
 
 /// Summaries read in one step.
 pub(super) const SUMMARIES_PER_STEP: usize = 16;
@@ -32,6 +37,12 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
+    /// No later run can do more for it: it has a hash now, or nobody named it.
+    fn is_settled(&self) -> bool {
+        let named = self.by_volume || self.by_snapshot || self.by_off;
+        !named || self.print.is_some() && self.target.is_none()
+    }
+
     /// Somebody wants it, and everybody would have it merged.
     pub(super) fn is_wanted(&self) -> bool {
         (self.by_volume || self.by_snapshot) && !self.by_off
@@ -92,6 +103,31 @@ impl Window {
             let chunk = &chunks[*index as usize];
             (chunk.print, chunk.logical, !chunk.by_snapshot, *index)
         });
+    }
+
+    /// A chunk of the segment has been hashed and stays.
+    pub(super) fn has_new_hashes(&self, segment: SegmentId) -> bool {
+        let begin = |segment: SegmentId| {
+            self.chunks
+                .partition_point(|chunk| chunk.entry.segment < segment)
+        };
+        let of_segment = &self.chunks[begin(segment)..begin(SegmentId(segment.0 + 1))];
+        of_segment
+            .iter()
+            .any(|chunk| chunk.print.is_some() && chunk.target.is_none())
+    }
+
+    /// Segments in which nothing is left to be looked at.
+    pub(super) fn settled(&self) -> impl Iterator<Item = (u32, u64)> {
+        let unsettled: BTreeSet<SegmentId> = self
+            .chunks
+            .iter()
+            .filter(|chunk| !chunk.is_settled())
+            .map(|chunk| chunk.entry.segment)
+            .collect();
+        let all = self.segments.iter();
+        all.filter(move |(id, _)| !unsettled.contains(id))
+            .map(|(id, generation)| (id.0, generation.0))
     }
 
     /// The hash of one of the sorted chunks.
@@ -166,9 +202,20 @@ impl Engine {
         let window = &mut work.window;
         let (mut bytes, mut passed, mut full) = (0, 0, false);
         let sealed = self.sealed_data(work.next);
-        let more = sealed.len() > SUMMARIES_PER_STEP;
+        let (mut more, mut read) = (false, 0);
+        let mut hashed = self.hashed_segments.lock();
         let guard = self.epochs.enter();
-        for (id, record) in sealed.into_iter().take(SUMMARIES_PER_STEP) {
+        for (id, record) in sealed {
+            if hashed.contains(&(id.0, record.generation.0)) {
+                work.next = id.0 + 1;
+                passed += u64::from(record.stored_bytes);
+                continue;
+            }
+            if read == SUMMARIES_PER_STEP {
+                more = true;
+                break;
+            }
+            read += 1;
             if !window.chunks.is_empty()
                 && window.chunks.len() + record.chunks as usize > chunks_max
             {
@@ -179,8 +226,11 @@ impl Engine {
             bytes += u64::from(record.summary.blocks) * BLOCK_BYTES as u64;
             let before = window.chunks.len();
             // One that cannot be read is for a scrub to tell of.
-            let summary = self.read_summary(id, &record);
-            let records = summary.into_iter().flat_map(|summary| summary.records);
+            let Some(summary) = self.read_summary(id, &record) else {
+                passed += u64::from(record.stored_bytes);
+                continue;
+            };
+            let records = summary.records.into_iter();
             let unhashed = records.filter(|record| record.fingerprint.is_none());
             window.chunks.extend(unhashed.map(|unhashed| Chunk {
                 entry: unhashed.entry,
@@ -200,9 +250,11 @@ impl Engine {
             passed += u64::from(record.stored_bytes).saturating_sub(of_window);
             if window.chunks.len() > before {
                 window.segments.push((id, record.generation));
+            } else {
+                hashed.insert((id.0, record.generation.0));
             }
         }
-        drop(guard);
+        drop((guard, hashed));
         self.jobs.lock().update(work.job, |record| {
             record.done_bytes += passed;
         });
@@ -210,6 +262,8 @@ impl Engine {
             if window.chunks.is_empty() {
                 return Ok(Progress::Over);
             }
+            // Whatever lies in these segments has its names in pages then.
+            self.checkpoint_now(CheckpointKind::Normal)?;
             work.stage = Stage::Names(Default::default());
         }
         Ok(Progress::Did(bytes))
