@@ -348,9 +348,8 @@ impl Line {
     }
 
     fn pop_written(&mut self) -> Option<Pending> {
-        let item = self
-            .items
-            .pop_front_if(|item| matches!(item.progress, Progress::Written))?;
+        let written = matches!(self.items.front()?.progress, Progress::Written);
+        let item = written.then(|| self.items.pop_front())??;
         self.left += 1;
         Some(item)
     }
