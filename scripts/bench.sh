@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Compares a served pool with qemu-nbd and nbdkit, and a mounted one with NBD
 # and qemu-storage-daemon, under fio; and measures rebuild and scrub, and what
-# they leave to clients (benches/upkeep.py).
+# they leave to clients (benches/upkeep.py); and what deduplication costs and
+# gives back (benches/space.py).
 #
-#   scripts/bench.sh [--nbd | --mount | --upkeep] [OPTION]...     (default: all)
+#   scripts/bench.sh [--nbd | --mount | --upkeep | --space] [OPTION]...     (default: all)
 #
 # benches/compare.py --help and benches/compare_mount.py --help say what is
 # measured and which options there are; without --nbd or --mount they have to
@@ -16,7 +17,7 @@ TESSERA=$(tessera_binary)
 
 which=both
 case ${1-} in
---nbd | --mount | --upkeep)
+--nbd | --mount | --upkeep | --space)
     which=${1#--}
     shift
     ;;
@@ -27,8 +28,8 @@ case " $*" in
 esac
 
 failed=0
-if [[ $which == upkeep ]]; then
-    exec /usr/bin/python3 benches/upkeep.py --tessera "$TESSERA" "$@"
+if [[ $which == upkeep || $which == space ]]; then
+    exec /usr/bin/python3 "benches/$which.py" --tessera "$TESSERA" "$@"
 fi
 if [[ $which != mount ]]; then
     /usr/bin/python3 benches/compare.py --tessera "$TESSERA" "$@" || failed=$?
@@ -38,8 +39,9 @@ if [[ $which == both && ! -w /dev/fuse ]]; then
 elif [[ $which != nbd ]]; then
     /usr/bin/python3 benches/compare_mount.py --tessera "$TESSERA" "$@" || failed=$?
 fi
-# It has options of its own: --upkeep --help.
+# They have options of their own: --upkeep --help, --space --help.
 if [[ $which == both ]]; then
     /usr/bin/python3 benches/upkeep.py --tessera "$TESSERA" || failed=$?
+    /usr/bin/python3 benches/space.py --tessera "$TESSERA" || failed=$?
 fi
 exit "$failed"

@@ -55,6 +55,17 @@ need_test() {
     /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
 }
 
+need_bench() {
+    need_clients
+    need qemu-storage-daemon qemu-utils
+    /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
+    # Only to compare with, and only root may mount.
+    if (( EUID == 0 )); then
+        need mkfs.btrfs btrfs-progs
+        need duperemove duperemove
+    fi
+}
+
 # The emulator and its kernel are not installed: see scripts/vm/tools.sh.
 need_vm() {
     need mke2fs e2fsprogs
@@ -67,7 +78,7 @@ for purpose; do
     build) need_build ;;
     test) need_build; need_test ;;
     demo) need_build; need_clients ;;
-    bench) need_build; need_clients; need qemu-storage-daemon qemu-utils ;;
+    bench) need_build; need_bench ;;
     vm) need_vm ;;
     *) die "unknown purpose $purpose: use build, test, demo, bench or vm" ;;
     esac

@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tessera_engine::{
     api::{
-        JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, SnapshotDiff, SnapshotInfo,
-        VolumeChange, VolumeInfo, VolumeSpec,
+        IndexInfo, JobInfo, JobKind, PoolSettings, PoolStatus, SettingsChange, SnapshotDiff,
+        SnapshotInfo, VolumeChange, VolumeInfo, VolumeSpec,
     },
     pool::{IoChoice, Pool, PoolOptions},
 };
@@ -199,6 +199,13 @@ pub(crate) trait Management: Send + Sync {
     fn newest_job(&self, kind: JobKind) -> Result<JobInfo, Failure>;
     /// Cancels the job of a kind that runs.
     fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure>;
+
+    /// The fingerprint index.
+    fn index(&self) -> Result<IndexInfo, Failure>;
+    /// Drops it until it is made anew.
+    fn drop_index(&self) -> Result<IndexInfo, Failure>;
+    /// Makes it anew.
+    fn rebuild_index(&self) -> Result<IndexInfo, Failure>;
 
     /// What can be set while the pool is in use.
     fn settings(&self) -> Result<PoolSettings, Failure>;
@@ -419,6 +426,18 @@ impl Management for LocalPool {
 
     fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure> {
         Ok(self.pool.cancel_newest(kind)?)
+    }
+
+    fn index(&self) -> Result<IndexInfo, Failure> {
+        Ok(self.pool.index())
+    }
+
+    fn drop_index(&self) -> Result<IndexInfo, Failure> {
+        Ok(self.pool.drop_index()?)
+    }
+
+    fn rebuild_index(&self) -> Result<IndexInfo, Failure> {
+        Ok(self.pool.rebuild_index()?)
     }
 
     fn settings(&self) -> Result<PoolSettings, Failure> {

@@ -120,6 +120,9 @@ pub(crate) enum Command {
     /// Find and merge duplicates that writes have left
     #[command(subcommand)]
     Dedup(DedupCommand),
+    /// Look after the fingerprint index, which finds duplicates
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Follow and steer what a pool does in the background
     #[command(subcommand)]
     Job(JobCommand),
@@ -241,6 +244,13 @@ pub(crate) enum DedupCommand {
     /// Stop the deduplication that runs; what it has merged stays merged
     #[command(after_help = "Example:\n  tessera dedup cancel tank")]
     Cancel(commands::started_job::Newest),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    Status(commands::index_status::Status),
+    Drop(commands::index_drop::DropIndex),
+    Rebuild(commands::index_rebuild::Rebuild),
 }
 
 #[derive(Debug, Subcommand)]

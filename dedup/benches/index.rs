@@ -92,6 +92,8 @@ fn index(criterion: &mut Criterion) {
         dir: Some(dir.path().into()),
         pool,
         memory_bytes: 64 << 20,
+        disk_bytes: 0,
+        dropped: false,
     };
     let index = FingerprintIndex::open(options, Arc::clone(&array)).expect("opened");
     const SEGMENTS: u32 = 500;

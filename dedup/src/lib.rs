@@ -18,7 +18,7 @@ pub use chunk::{CHUNK_BYTES_MAX, CodecError, Compressor, PACK_BLOCK, decompress,
 pub use directory::{SegmentDirectory, SegmentFacts, SummaryPlace};
 pub use entry::{ENTRY_BYTES, Entry, EntryKind, Generation, POSITION_LIMIT, STORED_LIMIT};
 pub use fingerprint::{Fingerprint, fingerprint, fingerprint_many};
-pub use index::{FingerprintIndex, Hit, IndexError, IndexOptions, IndexState};
+pub use index::{FingerprintIndex, Hit, IndexError, IndexFacts, IndexOptions, IndexState};
 pub use reader::{
     ChunkRead, ChunkReader, NothingUnwritten, Page, PlacedPage, ReadError, ReaderCounters,
     ReaderOptions, UnwrittenSource,

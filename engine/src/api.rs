@@ -102,6 +102,8 @@ pub struct PoolStatus {
     pub index_entries: u64,
     /// `ready`, or `rebuilding` while old segments are read in again.
     pub index_state: String,
+    /// More about the index.
+    pub index: IndexInfo,
     /// Segments in each state.
     pub segments: SegmentCounts,
     /// The counter that membership changes and checkpoints advance.
@@ -114,6 +116,38 @@ pub struct PoolStatus {
     pub losses: Option<LossReport>,
     /// Jobs under way, and the newest of each kind.
     pub jobs: Vec<JobInfo>,
+}
+
+/// The fingerprint index at this moment. Sizes are bytes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IndexInfo {
+    /// `ready`; `rebuilding` while old segments are read in again; `dropped`;
+    /// `closed` where the pool is open only for a look.
+    pub state: String,
+    /// How far a rebuild is, 0 to 1.
+    pub progress: f64,
+    /// Segments that a rebuild has read in.
+    pub segments_done: u64,
+    /// Segments that it reads in.
+    pub segments_total: u64,
+    /// Fingerprints known, approximately.
+    pub entries: u64,
+    /// One of so many fingerprints is looked up, by the memory given.
+    pub sampled_one_in: u64,
+    /// One of so many fingerprints is kept, by the disk given.
+    pub kept_one_in: u64,
+    /// Memory in use.
+    pub memory_bytes: u64,
+    /// Memory it may use.
+    pub memory_limit_bytes: u64,
+    /// Disk in use.
+    pub disk_bytes: u64,
+    /// Disk it may use; 0: no limit.
+    pub disk_limit_bytes: u64,
+    /// Memory that a TiB of unique 4 KiB chunks takes at the present rate.
+    pub memory_bytes_per_tib: u64,
+    /// Disk that it takes.
+    pub disk_bytes_per_tib: u64,
 }
 
 /// Bytes of a volume.
@@ -317,6 +351,9 @@ pub struct PoolSettings {
     pub stall_limit_ms: u32,
     /// A scrub starts by itself this long after the one before; 0: never.
     pub scrub_interval_seconds: u64,
+    /// Most bytes of the fingerprint index on disk; 0: no limit. What does not
+    /// fit is left out by sampling.
+    pub index_disk_bytes: u64,
     /// Most bytes that a reclaim moves in a second; 0: no limit.
     pub reclaim_bytes_per_second: u64,
     /// Most bytes that a deduplication reads in a second; 0: no limit.
@@ -359,6 +396,8 @@ pub struct SettingsChange {
     pub dedup_bytes_per_second: Option<u64>,
     /// See [`PoolSettings`].
     pub dedup_every: Option<DedupSchedule>,
+    /// See [`PoolSettings`].
+    pub index_disk_bytes: Option<u64>,
 }
 
 /// What a job does.

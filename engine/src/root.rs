@@ -21,7 +21,7 @@
 //!  56  catalogue tree, 48 bytes  | 104  segment table tree, 48 bytes
 //! 152  job tree, 48 bytes            | 200  settings, 40 bytes
 //! 240  next job id u64              | 248  snapshot tree, 48 bytes
-//! 296  zero
+//! 296  settings of the index, 16 bytes | 312  zero
 //! 320  overlay: segment u32, 0 u32, record 64 bytes; 52 of them
 //!4064  settings of reclaim and deduplication, 24 bytes; zero
 //! ```
@@ -39,7 +39,7 @@ use crate::{
     catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, JOB_TREE, SEGMENT_TREE, SNAPSHOT_TREE},
     journal::{ChainPoint, Epoch, batch::ChainChecksum},
     map::{PAGE_BYTES, PageBytes, TREE_BYTES, Tree, TreeShape},
-    settings::{JOB_SETTINGS_BYTES, SETTINGS_BYTES, Settings},
+    settings::{INDEX_SETTINGS_BYTES, JOB_SETTINGS_BYTES, SETTINGS_BYTES, Settings},
 };
 
 const RECORD_MAGIC: &[u8; 8] = b"TSRENGIN";
@@ -54,8 +54,9 @@ const AT_TREES: usize = 56;
 const AT_SETTINGS: usize = AT_TREES + 3 * TREE_BYTES;
 const AT_NEXT_JOB: usize = AT_SETTINGS + SETTINGS_BYTES;
 const AT_SNAPSHOTS: usize = AT_NEXT_JOB + 8;
+const AT_INDEX_SETTINGS: usize = AT_SNAPSHOTS + TREE_BYTES;
 const AT_OVERLAY: usize = 320;
-const _: () = assert!(AT_SNAPSHOTS + TREE_BYTES <= AT_OVERLAY);
+const _: () = assert!(AT_INDEX_SETTINGS + INDEX_SETTINGS_BYTES <= AT_OVERLAY);
 const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
 /// Most records the overlay takes.
 pub const OVERLAY_MAX: usize = (AT_JOB_SETTINGS - AT_OVERLAY) / OVERLAY_BYTES;
@@ -251,6 +252,7 @@ impl RootPage {
         put(AT_SETTINGS, &self.settings.encode());
         put(AT_NEXT_JOB, &self.next_job_id.to_le_bytes());
         put(AT_SNAPSHOTS, &self.snapshots.encode());
+        put(AT_INDEX_SETTINGS, &self.settings.encode_index());
         for (at, (segment, record)) in (AT_OVERLAY..).step_by(OVERLAY_BYTES).zip(&self.overlay) {
             put(at, &segment.0.to_le_bytes());
             put(at + 8, &record.encode());
@@ -292,6 +294,11 @@ impl RootPage {
             )?
             .with_those_of_jobs(
                 bytes[AT_JOB_SETTINGS..AT_JOB_SETTINGS + JOB_SETTINGS_BYTES]
+                    .try_into()
+                    .ok()?,
+            )?
+            .with_index(
+                bytes[AT_INDEX_SETTINGS..AT_INDEX_SETTINGS + INDEX_SETTINGS_BYTES]
                     .try_into()
                     .ok()?,
             )?,
@@ -347,6 +354,7 @@ mod tests {
                 ..Settings::default().kept
             },
             scrub_due_ms: 0x9192,
+            index_dropped: false,
         };
         page.next_job_id = 0xa1a2;
         let record = SegmentRecord {
@@ -366,6 +374,14 @@ mod tests {
         assert_eq!(sample().encode()[..], golden[..]);
         let page: &PageBytes = golden[..].try_into().unwrap();
         assert_eq!(RootPage::decode(page), Some(sample()));
+    }
+
+    #[test]
+    fn a_root_page_keeps_the_settings_of_the_index() {
+        let mut page = sample();
+        page.settings.kept.index_disk_bytes = u64::MAX;
+        page.settings.index_dropped = true;
+        assert_eq!(RootPage::decode(&page.encode()), Some(page));
     }
 
     #[test]

@@ -5,12 +5,16 @@
 //!  16  read errors an hour u32, stall limit in ms u32
 //!  24  scrub interval in s u64     |  32  next scrub is due, ms u64
 //! ```
-//! and, at the end of the page, of the jobs that came later:
+//! and, elsewhere in the page, of the index:
+//! ```text
+//!   0  index disk limit u64        |   8  index flags u64: 1 dropped
+//! ```
+//! and of the jobs that came later:
 //! ```text
 //!   0  reclaim rate u64            |   8  dedup rate u64
 //!  16  dedup every, s, u64; 0: never, all ones: when idle
 //! ```
-//! Little-endian, 40 and 24 bytes. Limits of 0 were never set: those with which the
+//! Little-endian, 40, 16 and 24 bytes. Limits of 0 were never set: those with which the
 //! array was opened are in force.
 
 use crate::{
@@ -25,6 +29,11 @@ pub(crate) const SETTINGS_BYTES: usize = 40;
 pub(crate) const JOB_SETTINGS_BYTES: usize = 24;
 /// See [`DedupSchedule::Idle`].
 const WHEN_IDLE: u64 = u64::MAX;
+/// Bytes of encoded settings of the index.
+pub(crate) const INDEX_SETTINGS_BYTES: usize = 16;
+const INDEX_DROPPED: u64 = 1;
+/// What the index's database needs in any case.
+const INDEX_DISK_BYTES_MIN: u64 = 1 << 20;
 
 /// Four weeks: a block that rots is found before its mirror is likely to.
 const SCRUB_INTERVAL_SECONDS: u64 = 28 * 86_400;
@@ -37,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) kept: PoolSettings,
     /// When the next scrub is due by the schedule, in ms; 0: not known yet.
     pub(crate) scrub_due_ms: u64,
+    /// The fingerprint index was dropped and is not made anew by itself.
+    pub(crate) index_dropped: bool,
 }
 
 impl Default for Settings {
@@ -51,8 +62,10 @@ impl Default for Settings {
                 reclaim_bytes_per_second: 0,
                 dedup_bytes_per_second: 0,
                 dedup_every: DedupSchedule::Off,
+                index_disk_bytes: 0,
             },
             scrub_due_ms: 0,
+            index_dropped: false,
         }
     }
 }
@@ -83,6 +96,7 @@ impl Settings {
                 ..Self::default().kept
             },
             scrub_due_ms: u64_at(32)?,
+            index_dropped: false,
         })
     }
 
@@ -110,6 +124,25 @@ impl Settings {
             seconds => DedupSchedule::Seconds(u32::try_from(seconds).ok()?),
         };
         Some(self)
+    }
+
+    /// What is kept of the index, which the other bytes do not have.
+    pub(crate) fn encode_index(&self) -> [u8; INDEX_SETTINGS_BYTES] {
+        let flags = if self.index_dropped { INDEX_DROPPED } else { 0 };
+        let mut bytes = [0; INDEX_SETTINGS_BYTES];
+        bytes[..8].copy_from_slice(&self.kept.index_disk_bytes.to_le_bytes());
+        bytes[8..].copy_from_slice(&flags.to_le_bytes());
+        bytes
+    }
+
+    /// With what [`Self::encode_index`] has made; `None` for flags it does not
+    /// know.
+    pub(crate) fn with_index(mut self, bytes: &[u8; INDEX_SETTINGS_BYTES]) -> Option<Self> {
+        let (limit, flags) = bytes.split_at(8);
+        self.kept.index_disk_bytes = u64::from_le_bytes(limit.try_into().ok()?);
+        let flags = u64::from_le_bytes(flags.try_into().ok()?);
+        self.index_dropped = flags & INDEX_DROPPED != 0;
+        (flags & !INDEX_DROPPED == 0).then_some(self)
     }
 
     /// The settings after a change.
@@ -155,6 +188,13 @@ impl Settings {
             kept.scrub_interval_seconds = seconds;
             settings.scrub_due_ms = 0;
         }
+        if let Some(bytes) = change.index_disk_bytes {
+            if (1..INDEX_DISK_BYTES_MIN).contains(&bytes) {
+                let message = format!("The index needs at least {INDEX_DISK_BYTES_MIN} bytes");
+                return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+            }
+            settings.kept.index_disk_bytes = bytes;
+        }
         Ok(settings)
     }
 }
@@ -181,6 +221,7 @@ mod tests {
                 ..Settings::default().kept
             },
             scrub_due_ms: 0x0a0b,
+            index_dropped: false,
         };
         let mut expected = [0; SETTINGS_BYTES];
         for (at, byte) in [
@@ -244,6 +285,10 @@ mod tests {
                 stall_limit_ms: Some(STALL_LIMIT_MS_MIN - 1),
                 ..change()
             },
+            SettingsChange {
+                index_disk_bytes: Some(1),
+                ..change()
+            },
         ];
         for change in refused {
             let error = Settings::default().changed(&change).unwrap_err();
@@ -277,6 +322,21 @@ mod tests {
             ..change()
         };
         assert_eq!(before.changed(&interval).unwrap().scrub_due_ms, 0);
+    }
+
+    #[test]
+    fn the_stored_form_of_the_settings_of_the_index_does_not_change() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.encode_index(), [0; INDEX_SETTINGS_BYTES]);
+        settings.kept.index_disk_bytes = 0x0102;
+        settings.index_dropped = true;
+        let mut expected = [0; INDEX_SETTINGS_BYTES];
+        expected[..2].copy_from_slice(&[2, 1]);
+        expected[8] = 1;
+        assert_eq!(settings.encode_index(), expected);
+        assert_eq!(Settings::default().with_index(&expected), Some(settings));
+        expected[9] = 1;
+        assert_eq!(Settings::default().with_index(&expected), None);
     }
 
     proptest! {

@@ -4,6 +4,10 @@ pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod estimate;
+pub(crate) mod index_drop;
+pub(crate) mod index_rebuild;
+pub(crate) mod index_status;
+pub(crate) mod index_view;
 pub(crate) mod job_control;
 pub(crate) mod job_follow;
 pub(crate) mod job_list;
@@ -42,8 +46,8 @@ use tessera_engine::api::JobKind;
 use crate::{
     access::JobControl,
     args::{
-        Cli, Command, ConfigCommand, DedupCommand, GcCommand, JobCommand, MemberCommand,
-        PoolCommand, ScrubCommand, SnapshotCommand, VolumeCommand,
+        Cli, Command, ConfigCommand, DedupCommand, GcCommand, IndexCommand, JobCommand,
+        MemberCommand, PoolCommand, ScrubCommand, SnapshotCommand, VolumeCommand,
     },
     output::Outcome,
 };
@@ -73,6 +77,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Dedup(DedupCommand::Start(job)) => return job.run(globals, JobKind::Dedup),
         Command::Dedup(DedupCommand::Status(job)) => job.show(globals, JobKind::Dedup)?,
         Command::Dedup(DedupCommand::Cancel(job)) => job.cancel(globals, JobKind::Dedup)?,
+        Command::Index(IndexCommand::Status(command)) => command.run(globals)?,
+        Command::Index(IndexCommand::Drop(command)) => command.run(globals)?,
+        Command::Index(IndexCommand::Rebuild(command)) => command.run(globals)?,
         Command::Job(JobCommand::List(command)) => command.run(globals)?,
         Command::Job(JobCommand::Follow(command)) => return command.run(globals),
         Command::Job(JobCommand::Pause(command)) => command.run(globals, JobControl::Pause)?,

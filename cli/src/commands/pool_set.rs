@@ -19,7 +19,8 @@ use crate::{
     tessera pool set tank\n  \
     tessera pool set tank --rebuild-rate 200M --scrub-rate 50M\n  \
     tessera pool set tank --stall-limit 10 --scrub-interval 2592000\n  \
-    tessera pool set tank --dedup-every idle --dedup-rate 100M")]
+    tessera pool set tank --dedup-every idle --dedup-rate 100M\n  \
+    tessera pool set tank --index-disk 4G")]
 pub(crate) struct Set {
     /// The pool's directory
     dir: PathBuf,
@@ -48,6 +49,9 @@ pub(crate) struct Set {
     /// Seconds from one scrub to the next; 0 means never
     #[arg(long, value_name = "SECONDS")]
     scrub_interval: Option<u64>,
+    /// Most bytes of the fingerprint index on disk; 0 means no limit
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    index_disk: Option<u64>,
     /// Show the settings as JSON
     #[arg(long)]
     json: bool,
@@ -65,6 +69,7 @@ impl Set {
             reclaim_bytes_per_second: self.gc_rate,
             dedup_bytes_per_second: self.dedup_rate,
             dedup_every: self.dedup_every,
+            index_disk_bytes: self.index_disk,
         };
         let changes = change != SettingsChange::default();
         let intent = if changes {
@@ -122,6 +127,10 @@ fn render(settings: &PoolSettings) -> String {
         0 => "never by itself".to_owned(),
         seconds => format!("every {seconds} s"),
     };
+    let index = match settings.index_disk_bytes {
+        0 => "no limit on disk".to_owned(),
+        bytes => format!("at most {} on disk", size::format(bytes)),
+    };
     let dedup = match settings.dedup_every {
         DedupSchedule::Off => "never by itself".to_owned(),
         DedupSchedule::Idle => "when nothing is written".to_owned(),
@@ -129,7 +138,7 @@ fn render(settings: &PoolSettings) -> String {
     };
     format!(
         "Rebuild rate:  {}\nScrub rate:    {}\nReclaim rate:  {}\nDedup rate:    {}\nRead errors:   {} an hour fail a member\n\
-         Stall limit:   {} s\nScrub:         {interval}\nDedup:         {dedup}\n",
+         Stall limit:   {} s\nScrub:         {interval}\nDedup:         {dedup}\nIndex:         {index}\n",
         rate(settings.rebuild_bytes_per_second),
         rate(settings.scrub_bytes_per_second),
         rate(settings.reclaim_bytes_per_second),
@@ -154,6 +163,7 @@ mod tests {
             reclaim_bytes_per_second: 7 << 20,
             dedup_bytes_per_second: 0,
             dedup_every: DedupSchedule::Idle,
+            index_disk_bytes: 3 << 30,
         });
         for part in [
             "no limit",
@@ -163,6 +173,7 @@ mod tests {
             "never by itself",
             "7M/s",
             "when nothing is written",
+            "at most 3G on disk",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

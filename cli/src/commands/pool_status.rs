@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tessera_engine::api::{JobKind, JobState, PoolState};
 
-use super::{job_view, member_list};
+use super::{index_view, job_view, member_list};
 use crate::{
     access::{self, Intent, StatusAnswer},
     args::Globals,
@@ -114,13 +114,7 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
             pool.compression_ratio
         ),
     );
-    line(
-        "Index",
-        format!(
-            "{}, about {} fingerprints",
-            pool.index_state, pool.index_entries
-        ),
-    );
+    line("Index", index_view::line(&pool.index));
     line("I/O", pool.io_engine.clone());
     match &answer.server {
         Some(server) => {

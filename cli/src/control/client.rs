@@ -10,8 +10,8 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Serialize, de::DeserializeOwned};
 use tessera_engine::api::{
-    JobInfo, JobKind, PoolSettings, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
-    VolumeInfo, VolumeSpec,
+    IndexInfo, JobInfo, JobKind, PoolSettings, SettingsChange, SnapshotDiff, SnapshotInfo,
+    VolumeChange, VolumeInfo, VolumeSpec,
 };
 
 use super::{
@@ -328,6 +328,18 @@ impl Management for Client {
 
     fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, Failure> {
         self.call("DELETE", wire::kind_path(kind), NO_BODY)
+    }
+
+    fn index(&self) -> Result<IndexInfo, Failure> {
+        self.call("GET", wire::INDEX_PATH, NO_BODY)
+    }
+
+    fn drop_index(&self) -> Result<IndexInfo, Failure> {
+        self.call("DELETE", wire::INDEX_PATH, NO_BODY)
+    }
+
+    fn rebuild_index(&self) -> Result<IndexInfo, Failure> {
+        self.call("POST", wire::INDEX_PATH, NO_BODY)
     }
 
     fn settings(&self) -> Result<PoolSettings, Failure> {

@@ -89,6 +89,14 @@ pub(super) fn answer(pool: &dyn Management, request: &Request) -> Response {
             _ => not_allowed("GET, POST"),
         };
     }
+    if request.path == wire::INDEX_PATH {
+        return match method {
+            "GET" => reply(200, pool.index()),
+            "POST" => reply(200, pool.rebuild_index()),
+            "DELETE" => reply(200, pool.drop_index()),
+            _ => not_allowed("GET, POST, DELETE"),
+        };
+    }
     if request.path == wire::SETTINGS_PATH {
         return match method {
             "GET" => reply(200, pool.settings()),

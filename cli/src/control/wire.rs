@@ -31,6 +31,8 @@ pub(super) fn kind_path(kind: JobKind) -> &'static str {
 pub(super) const STARTED: [JobKind; 3] = [JobKind::Scrub, JobKind::Reclaim, JobKind::Dedup];
 /// The newest check.
 pub(super) const CHECK_PATH: &str = "/v1/check";
+/// The fingerprint index.
+pub(super) const INDEX_PATH: &str = "/v1/index";
 /// What can be set.
 pub(super) const SETTINGS_PATH: &str = "/v1/settings";
 

@@ -5,7 +5,7 @@
 //!  offset
 //!       0  magic "TSCOVER1"
 //!       8  pool uuid, 16 bytes
-//!      24  intervals u32 | reserved, zero u32
+//!      24  intervals u32 | rate u8: zero bits of the prefixes kept | zero, 3 bytes
 //!      32  first u64 | last u64, inclusive; ascending, with gaps between
 //!     end  CRC32C of all before, u32
 //! ```
@@ -13,11 +13,15 @@
 //! The stamp is a value in the database and reaches it in the same file as the
 //! entries it speaks for, so it never claims more than there is. Generations
 //! are issued in order and freed ones stay in the set, so it is few intervals.
+//!
+//! A generation is covered when all its fingerprints are in that the rate
+//! keeps; so a set stays true when the rate becomes sparser.
 
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::sampling::Rate;
 use crate::Generation;
 
 const MAGIC: [u8; 8] = *b"TSCOVER1";
@@ -32,6 +36,8 @@ const INTERVALS_MAX: usize = 1 << 16;
 pub(crate) struct Coverage {
     /// First to last, inclusive.
     intervals: BTreeMap<u64, u64>,
+    /// Which of their fingerprints.
+    pub(crate) rate: Rate,
 }
 
 impl Coverage {
@@ -71,7 +77,7 @@ impl Coverage {
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(pool.as_bytes());
         bytes.extend_from_slice(&count.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&[self.rate.bits(), 0, 0, 0]);
         for (first, last) in &self.intervals {
             bytes.extend_from_slice(&first.to_le_bytes());
             bytes.extend_from_slice(&last.to_le_bytes());
@@ -89,7 +95,7 @@ impl Coverage {
         }
         let (header, list) = body.split_at_checked(HEADER)?;
         let count = u32::from_le_bytes(header[24..28].try_into().ok()?);
-        if header[..8] != MAGIC || header[28..] != [0; 4] || list.len() % INTERVAL != 0 {
+        if header[..8] != MAGIC || header[29..] != [0; 3] || list.len() % INTERVAL != 0 {
             return None;
         }
         if list.len() / INTERVAL != usize::try_from(count).ok()? {
@@ -108,7 +114,8 @@ impl Coverage {
             free_from = last.checked_add(2);
         }
         let pool = Uuid::from_bytes(header[8..24].try_into().ok()?);
-        Some((pool, Self { intervals }))
+        let rate = Rate::from_bits(header[28])?;
+        Some((pool, Self { intervals, rate }))
     }
 }
 
@@ -125,8 +132,10 @@ mod tests {
         fn coverage_is_a_set_and_round_trips(
             inserted in prop::collection::vec(
                 prop_oneof![0u64..60, u64::MAX - 30..=u64::MAX], 0..80),
+            bits in 0..=Rate::SPARSEST.bits(),
         ) {
-            let mut coverage = Coverage::default();
+            let rate = Rate::from_bits(bits).unwrap();
+            let mut coverage = Coverage { rate, ..Coverage::default() };
             let mut model = BTreeSet::new();
             for generation in inserted {
                 coverage.insert(Generation(generation));

@@ -5,8 +5,9 @@
 //! Parquet uses): one prefix touches one cache line of eight words and sets a
 //! bit in each. At ten bits a prefix about 1 % of answers are false alarms;
 //! beyond, they grow, and the database's own filters and the lookup budget
-//! (R10) carry the rest. Prefixes are never taken out; stale ones cost a false
-//! alarm until the filter is filled anew at the next start.
+//! (R10) carry the rest; from half of that on a filter is full, and
+//! `sampling.rs` leaves out every other prefix. They are never taken out one by
+//! one: stale ones cost a false alarm until the filter is filled anew.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,6 +23,11 @@ const SALTS: [u32; WORDS] = [
     0x9efc_4947,
     0x5c6b_fb31,
 ];
+
+/// 2^64 divided by the golden ratio, as in Fibonacci hashing; odd.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Bits a prefix has at least: about one in nine answers is a false alarm then.
+const BITS_LEAST: u64 = 6;
 
 /// See the module.
 pub(crate) struct Filter {
@@ -43,9 +49,11 @@ impl Filter {
     }
 
     fn block(&self, prefix: u64) -> &[AtomicU64; WORDS] {
-        // The high half scaled to the number of blocks: no division.
+        // A sample of prefixes begins with zeros: all bits have a say in the
+        // block. Scaled to the number of blocks: no division.
+        let mixed = prefix.wrapping_mul(MIX) >> 32;
         let blocks = self.blocks.len() as u64; // usize is at most 64 bits
-        let index = ((prefix >> 32) * (blocks & 0xffff_ffff)) >> 32;
+        let index = (mixed * (blocks & 0xffff_ffff)) >> 32;
         &self.blocks[usize::try_from(index).expect("below the number of blocks")]
     }
 
@@ -71,6 +79,26 @@ impl Filter {
                 .iter()
                 .zip(Self::bits(prefix))
                 .all(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Prefixes put in since it was empty.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Prefixes it is to take at the most.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.memory_bytes() as u64 * 8 / BITS_LEAST // usize is at most 64 bits
+    }
+
+    /// Empties it, to be filled anew; denies nothing until then. Who looks
+    /// something up meanwhile may be told that it is not there, once.
+    pub(crate) fn clear(&self) {
+        self.complete.store(false, Ordering::Release);
+        for word in self.blocks.iter().flatten() {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.count.store(0, Ordering::Relaxed);
     }
 
     /// Every prefix of the database is in.
@@ -123,16 +151,43 @@ mod tests {
         assert!((0..1000).all(|n| filter.may_contain(prefix(n))));
     }
 
-    #[test]
-    fn false_alarms_are_rare_at_ten_bits() {
-        let filter = Filter::new(100_000 * 10 / 8);
+    /// Of 100,000 prefixes with so many leading zeros that are not there.
+    fn alarms(filter: &Filter, zeros: u32) -> usize {
         for n in 0..100_000 {
-            filter.insert(prefix(n));
+            filter.insert(prefix(n) >> zeros);
         }
         filter.set_complete();
-        let alarms = (100_000..200_000)
-            .filter(|n| filter.may_contain(prefix(*n)))
-            .count();
-        assert!(alarms < 2_000, "{alarms}");
+        (100_000..200_000)
+            .filter(|n| filter.may_contain(prefix(*n) >> zeros))
+            .count()
+    }
+
+    #[test]
+    fn false_alarms_are_rare_at_ten_bits_whatever_the_sample() {
+        for zeros in [0, 1, 8] {
+            let alarms = alarms(&Filter::new(100_000 * 10 / 8), zeros);
+            assert!(alarms < 2_000, "{alarms}");
+        }
+    }
+
+    #[test]
+    fn a_full_filter_still_denies_most() {
+        let filter = Filter::new(100_000 * 6 / 8);
+        assert!((99_000..=100_000).contains(&filter.capacity()));
+        let alarms = alarms(&filter, 0);
+        assert!(alarms < 15_000, "{alarms}");
+    }
+
+    #[test]
+    fn a_cleared_filter_denies_nothing_until_it_is_complete() {
+        let filter = Filter::new(1 << 16);
+        filter.insert(prefix(1));
+        filter.set_complete();
+        assert!(!filter.may_contain(prefix(2)));
+        filter.clear();
+        assert!(filter.may_contain(prefix(2)));
+        assert_eq!(filter.count(), 0);
+        filter.set_complete();
+        assert!(!filter.may_contain(prefix(1)));
     }
 }

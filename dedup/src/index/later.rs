@@ -17,12 +17,13 @@ impl FingerprintIndex {
     /// chunk, and the low half of its generation then. A hint like every other:
     /// what it says has to be verified against the segment's summary (R8).
     pub fn locate_all(&self, fingerprints: &[Fingerprint]) -> Vec<Option<(SegmentId, u32)>> {
+        let tables = self.tables();
         let mut found = vec![None; fingerprints.len()];
         let mut asked: Vec<(u64, usize)> = fingerprints
             .iter()
             .map(Fingerprint::prefix)
             .zip(0..)
-            .filter(|(prefix, _)| self.filter.may_contain(*prefix))
+            .filter(|(prefix, _)| tables.filter.may_contain(*prefix))
             .collect();
         asked.sort_unstable();
         let mut keys: Vec<u64> = asked.iter().map(|(prefix, _)| *prefix).collect();
@@ -32,7 +33,7 @@ impl FingerprintIndex {
             .chunks(KEYS_PER_LOOKUP)
             .zip(locations.chunks_mut(KEYS_PER_LOOKUP))
         {
-            self.store.lookup(keys, locations);
+            tables.store.lookup(keys, locations);
         }
         for (prefix, index) in asked {
             let at = keys.binary_search(&prefix).expect("every key was asked");
@@ -53,6 +54,6 @@ impl FingerprintIndex {
 
     /// A segment has another summary: what is cached of the old one goes.
     pub fn summary_replaced(&self, segment: SegmentId) {
-        self.neighbours.remove_segment(segment);
+        self.tables().neighbours.remove_segment(segment);
     }
 }

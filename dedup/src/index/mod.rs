@@ -24,37 +24,47 @@
 
 mod budget;
 mod coverage;
+mod feeding;
 mod filter;
 mod fresh;
 mod keyed;
 mod later;
+mod lifecycle;
 mod liveness;
 mod neighbours;
 mod probe;
 mod queue;
 mod rebuild;
 mod rocks;
+mod sampling;
 mod store;
+mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_budget;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tessera_raid::{Array, SegmentId, sabotage::broken};
 use uuid::Uuid;
 
+pub use self::lifecycle::IndexFacts;
 use self::{
-    budget::LookupBudget,
     coverage::Coverage,
-    filter::Filter,
-    fresh::{FRESH_ENTRY_BYTES, FreshTable},
+    lifecycle::{furnish, furnish_dropped, open_store},
     liveness::Liveness,
-    neighbours::{GROUP_RECORDS, Neighbours},
+    neighbours::GROUP_RECORDS,
     queue::{Pending, Queue},
     rebuild::Rebuild,
-    rocks::RocksStore,
-    store::{KeyStore, MEMORY_ENTRY_BYTES, MemoryStore},
+    tables::{Tables, fresh_entries},
 };
 use crate::{
     Entry, Fingerprint, Generation, SegmentDirectory, blocks::Blocks, segment::summary::Summary,
@@ -81,6 +91,10 @@ pub struct IndexOptions {
     pub pool: Uuid,
     /// What the index may use in all, bytes.
     pub memory_bytes: usize,
+    /// What the database's files may take, bytes; 0: no limit.
+    pub disk_bytes: u64,
+    /// It was dropped ([`FingerprintIndex::discard`]) and stays so.
+    pub dropped: bool,
 }
 
 impl IndexOptions {
@@ -100,6 +114,8 @@ pub enum IndexState {
         /// Segments to read in all.
         total: u64,
     },
+    /// It was dropped and is not made anew before it is told to.
+    Dropped,
 }
 
 /// Why an index cannot be opened, even in memory.
@@ -115,29 +131,22 @@ pub enum IndexError {
     },
 }
 
-/// Shares of the memory budget, in 16ths. The rest is for what RocksDB takes
-/// beyond its cache.
-const SHARE_FILTER: usize = 4;
-const SHARE_NEIGHBOURS: usize = 5;
-const SHARE_FRESH: usize = 4;
-const SHARE_STORE: usize = 2;
 /// Records put into the database at a time at the most: 256 MiB of 4 KiB
 /// chunks in a file of 1.8 MB.
 const BATCH_RECORDS_MAX: usize = 1 << 16;
 /// The queue holds so many batches.
 const QUEUE_BATCHES: usize = 2;
-/// Keys scanned into the filter by one step.
-const SCAN_KEYS: usize = 8192;
 
 /// See the module. All methods may be called from several threads at once.
 pub struct FingerprintIndex {
     pool: Uuid,
     array: Arc<dyn Blocks>,
-    neighbours: Neighbours,
-    fresh: FreshTable,
-    filter: Filter,
-    store: Box<dyn KeyStore>,
-    budget: LookupBudget,
+    options: IndexOptions,
+    /// Replaced as a whole; the lock is held for a moment only.
+    tables: RwLock<Arc<Tables>>,
+    /// It was dropped: the tables are those of an index that knows nothing.
+    dropped: AtomicBool,
+    disk_limit: AtomicU64,
     liveness: Liveness,
     queue: Mutex<Queue>,
     rebuild: Mutex<Rebuild>,
@@ -147,19 +156,30 @@ pub struct FingerprintIndex {
 }
 
 /// What background work remembers.
-#[derive(Debug)]
+#[derive(Default)]
 struct Worker {
     coverage: Coverage,
     /// Where the scan into the filter goes on; `None` when it is done.
     scan_from: Option<u64>,
+    /// Keys in the database that its rate keeps, about.
+    keys: u64,
+    /// They are what the database counted when it was opened: perhaps with
+    /// those that were thinned out before and are still in its files.
+    keys_unsifted: bool,
+    /// What the files took after the last compaction for the disk limit.
+    compacted_to: Option<u64>,
+    /// The database, or the dropped one, is in the directory.
+    on_disk: bool,
+    /// Dropped tables that lookups may still use.
+    retired: Option<Arc<Tables>>,
 }
 
 impl std::fmt::Debug for FingerprintIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FingerprintIndex")
             .field("pool", &self.pool)
-            .field("fresh", &self.fresh.len())
-            .field("filter", &self.filter)
+            .field("fresh", &self.tables().fresh.len())
+            .field("filter", &self.tables().filter)
             .finish_non_exhaustive()
     }
 }
@@ -183,73 +203,42 @@ impl FingerprintIndex {
             });
         }
         let liveness = Liveness::default();
-        let share = options.memory_bytes / 16;
-        let memory = || -> Box<dyn KeyStore> {
-            Box::new(MemoryStore::new(share * SHARE_STORE / MEMORY_ENTRY_BYTES))
+        let furnished = if options.dropped {
+            furnish_dropped(&options, &liveness)
+        } else {
+            furnish(&options, open_store(&options, &liveness))
         };
-        let Some(dir) = &options.dir else {
-            return Ok(Self::with_store(
-                &options,
-                array,
-                memory(),
-                Coverage::default(),
-                liveness,
-            ));
-        };
-        match RocksStore::open(dir, options.pool, share * SHARE_STORE, &liveness) {
-            Ok((store, coverage)) => Ok(Self::with_store(
-                &options,
-                array,
-                Box::new(store),
-                coverage,
-                liveness,
-            )),
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(
-                    dir = %dir.display(), %error, cause,
-                    "fingerprint index lives in memory only"
-                );
-                Ok(Self::with_store(
-                    &options,
-                    array,
-                    memory(),
-                    Coverage::default(),
-                    liveness,
-                ))
-            }
-        }
+        Ok(Self::with(options, array, furnished, liveness))
     }
 
-    fn with_store(
-        options: &IndexOptions,
+    fn with(
+        options: IndexOptions,
         array: Arc<dyn Blocks>,
-        store: Box<dyn KeyStore>,
-        coverage: Coverage,
+        (tables, worker): (Arc<Tables>, Worker),
         liveness: Liveness,
     ) -> Self {
-        let share = options.memory_bytes / 16;
-        let fresh = share * SHARE_FRESH / FRESH_ENTRY_BYTES;
         // Entries stay fresh while they are queued, and the open segments'
         // are fresh too.
+        let fresh = fresh_entries(options.memory_bytes);
         let batch = (fresh / (QUEUE_BATCHES + 1)).clamp(1, BATCH_RECORDS_MAX);
         Self {
             pool: options.pool,
             array,
-            neighbours: Neighbours::new(share * SHARE_NEIGHBOURS),
-            fresh: FreshTable::new(fresh),
-            filter: Filter::new(share * SHARE_FILTER),
-            store,
-            budget: LookupBudget::new(options.dir.is_some()),
+            tables: RwLock::new(tables),
+            dropped: AtomicBool::new(options.dropped),
+            disk_limit: AtomicU64::new(options.disk_bytes),
+            options,
             liveness,
             queue: Mutex::new(Queue::new(batch, QUEUE_BATCHES * batch)),
             rebuild: Mutex::default(),
             rebuild_turn: Mutex::default(),
-            worker: Mutex::new(Worker {
-                coverage,
-                scan_from: Some(0),
-            }),
+            worker: Mutex::new(worker),
         }
+    }
+
+    /// What answers just now.
+    fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables.read())
     }
 
     /// Under the append lock: a chunk appended lately whose segment is live
@@ -259,14 +248,14 @@ impl FingerprintIndex {
         fingerprint: &Fingerprint,
         directory: &dyn SegmentDirectory,
     ) -> Option<Hit> {
-        let hit = self.fresh.get(fingerprint)?;
+        let hit = self.tables.read().fresh.get(fingerprint)?;
         probe::usable(directory.facts(hit.entry.segment).as_ref(), &hit).then_some(hit)
     }
 
     /// Offers a chunk to whoever writes the same bytes next. Only once its
     /// bytes are in the stripe buffer (R8).
     pub fn fresh_insert(&self, fingerprint: Fingerprint, hit: Hit) {
-        self.fresh.insert(fingerprint, hit);
+        self.tables.read().fresh.insert(fingerprint, hit);
     }
 
     /// The segment and its summary at its end are durable.
@@ -278,9 +267,13 @@ impl FingerprintIndex {
             ..
         } = *summary;
         self.liveness.live(segment, generation);
+        if self.is_dropped() {
+            return;
+        }
+        let tables = self.tables();
         for (number, group) in (0u32..).zip(records.chunks(GROUP_RECORDS as usize)) {
             if group.iter().any(|record| record.fingerprint.is_some()) {
-                self.neighbours.insert(segment, generation, number, group);
+                tables.neighbours.insert(segment, generation, number, group);
             }
         }
         let pending = Pending::new(segment, generation, (0..).zip(records.iter()), true);
@@ -299,114 +292,18 @@ impl FingerprintIndex {
     /// The segment is free: nothing of this generation is offered any more.
     pub fn segment_freed(&self, segment: SegmentId, generation: Generation) {
         self.liveness.freed(segment, generation);
-        self.neighbours.remove_segment(segment);
-        self.fresh.remove_segment(segment, generation);
+        let tables = self.tables();
+        tables.neighbours.remove_segment(segment);
+        tables.fresh.remove_segment(segment, generation);
         self.queue.lock().remove(segment, generation);
     }
 
     fn forget_fresh(&self, pending: &Pending) {
+        let tables = self.tables();
         for (prefix, _) in &pending.keys {
-            self.fresh
+            tables
+                .fresh
                 .remove(*prefix, pending.segment, pending.generation);
         }
-    }
-
-    /// One piece of background work; true if there may be more at once.
-    ///
-    /// Queued segments wait for a batch to fill; after some calls with nothing
-    /// else to do, they are put in as they are.
-    pub fn step(&self) -> bool {
-        let mut worker = self.worker.lock();
-        let ripe = self.queue.lock().ripe();
-        if ripe && self.ingest(&mut worker) {
-            return true;
-        }
-        self.scan(&mut worker)
-    }
-
-    /// Puts everything queued into the database, for a clean stop. What cannot
-    /// be put in is read in again at the next start.
-    pub fn flush(&self) {
-        let mut worker = self.worker.lock();
-        while self.ingest(&mut worker) {}
-    }
-
-    /// Puts one batch in; false when there is none or it has to wait.
-    fn ingest(&self, worker: &mut Worker) -> bool {
-        if self.store.crowded() {
-            return false;
-        }
-        let batch = self.queue.lock().take_batch();
-        if batch.is_empty() {
-            return false;
-        }
-        let entries = queue::sorted_entries(&batch);
-        let mut coverage = worker.coverage.clone();
-        for pending in batch.iter().filter(|pending| pending.complete) {
-            coverage.insert(pending.generation);
-        }
-        // The filter first: what is in the database is never denied.
-        for (prefix, _) in &entries {
-            self.filter.insert(*prefix);
-        }
-        let outcome = self.store.ingest(&entries, &coverage.encode(self.pool));
-        match outcome {
-            Ok(()) => worker.coverage = coverage,
-            Err(error) => {
-                tracing::warn!(%error, entries = entries.len(), "fingerprints dropped");
-            }
-        }
-        // Either findable otherwise now, or given up.
-        for pending in &batch {
-            self.forget_fresh(pending);
-        }
-        true
-    }
-
-    /// Fills the filter from the database, a piece at a time.
-    fn scan(&self, worker: &mut Worker) -> bool {
-        let Some(from) = worker.scan_from else {
-            return false;
-        };
-        match self
-            .store
-            .scan(from, SCAN_KEYS, &mut |prefix| self.filter.insert(prefix))
-        {
-            Ok(Some(next)) => {
-                worker.scan_from = Some(next);
-                true
-            }
-            Ok(None) => {
-                worker.scan_from = None;
-                self.filter.set_complete();
-                false
-            }
-            Err(error) => {
-                // It goes on saying "maybe"; the lookup budget bounds the cost.
-                tracing::warn!(%error, "the fingerprint filter stays incomplete");
-                worker.scan_from = None;
-                false
-            }
-        }
-    }
-
-    /// Fingerprints known, about.
-    pub fn entries(&self) -> u64 {
-        let fresh = u64::try_from(self.fresh.len()).unwrap_or(u64::MAX);
-        self.store.entries().saturating_add(fresh)
-    }
-
-    /// What is still to be read in.
-    pub fn state(&self) -> IndexState {
-        self.rebuild.lock().state()
-    }
-
-    /// Memory in use, bytes, about.
-    pub fn memory_bytes(&self) -> usize {
-        self.neighbours.memory_bytes()
-            + self.fresh.memory_bytes()
-            + self.filter.memory_bytes()
-            + self.store.memory_bytes()
-            + self.queue.lock().memory_bytes()
     }
 }

@@ -29,6 +29,8 @@ use crate::{
 pub(crate) const GROUP_BLOCKS: u32 = 8;
 /// Records of a full group.
 pub(crate) const GROUP_RECORDS: u32 = GROUP_BLOCKS * RECORDS_PER_BLOCK as u32; // 400
+/// A hit on this or a later record of a group is reason to load the next one.
+const READ_AHEAD_FROM: u32 = GROUP_RECORDS / 4 * 3;
 /// Memory of a record: itself and its place in the prefix map.
 const RECORD_MEMORY: usize = size_of::<GroupRecord>() + 32;
 
@@ -119,6 +121,21 @@ impl Neighbours {
         for (index, fingerprint) in fingerprints {
             candidate(index, inner.get(fingerprint));
         }
+    }
+
+    /// The group after the one that has this chunk among its last, unless it is
+    /// cached: who comes so far will want the next.
+    pub(crate) fn group_after(
+        &self,
+        fingerprint: &Fingerprint,
+    ) -> Option<(SegmentId, Generation, u32)> {
+        let inner = self.inner.read();
+        let (slot, index) = inner.prefixes.get(&fingerprint.prefix())?;
+        let group = inner.groups.get(*slot as usize)?.as_ref()?;
+        let next = group.number + 1;
+        let wanted =
+            *index >= READ_AHEAD_FROM && !inner.by_place.contains_key(&(group.segment, next));
+        wanted.then_some((group.segment, group.generation, next))
     }
 
     /// What a record of a segment says, if its group is cached: `Err` when it

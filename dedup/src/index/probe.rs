@@ -7,7 +7,9 @@ use tessera_raid::{SegmentId, sabotage::broken};
 use super::{
     FingerprintIndex, Hit,
     neighbours::{GROUP_BLOCKS, GROUP_RECORDS, NotCached},
+    sampling::Rate,
     store::Location,
+    tables::Tables,
 };
 use crate::{
     Fingerprint, Generation, SegmentDirectory, SegmentFacts,
@@ -76,24 +78,74 @@ impl FingerprintIndex {
             directory,
             known: HashMap::new(),
         };
+        let tables = self.tables();
         let mut pending: Vec<usize> = (0..found.len())
             .filter(|index| found[*index].is_none())
             .collect();
-        self.probe_neighbours(fingerprints, &mut facts, &mut pending, found);
+        self.probe_neighbours(&tables, fingerprints, &mut facts, &mut pending, found);
         pending.retain(|index| {
-            let hit = self.fresh.get(&fingerprints[*index]);
+            let hit = tables.fresh.get(&fingerprints[*index]);
             found[*index] = hit.filter(|hit| usable(facts.of(hit.entry.segment), hit));
             found[*index].is_none()
         });
-        pending.retain(|index| self.filter.may_contain(fingerprints[*index].prefix()));
-        if !pending.is_empty() {
-            self.probe_store(fingerprints, &mut facts, pending, found);
+        let rate = tables.asked();
+        let (asked, mut others): (Vec<usize>, Vec<usize>) =
+            pending.into_iter().partition(|index| {
+                let prefix = fingerprints[*index].prefix();
+                rate.keeps(prefix) && tables.filter.may_contain(prefix)
+            });
+        if rate == Rate::ALL {
+            // Every chunk had its chance.
+            others.clear();
+        }
+        if !asked.is_empty() {
+            self.probe_store(&tables, fingerprints, &mut facts, asked, &mut others, found);
+        }
+        if rate != Rate::ALL {
+            self.read_ahead(&tables, fingerprints, &mut facts, &mut others, found);
+        }
+    }
+
+    /// Where few fingerprints are known, a run of duplicates must not be lost
+    /// at the end of every group: the next one is loaded before it is needed.
+    fn read_ahead(
+        &self,
+        tables: &Tables,
+        fingerprints: &[Fingerprint],
+        facts: &mut Facts<'_>,
+        others: &mut Vec<usize>,
+        found: &mut [Option<Hit>],
+    ) {
+        let next = found
+            .iter()
+            .rposition(Option::is_some)
+            .and_then(|last| tables.neighbours.group_after(&fingerprints[last]));
+        let Some((segment, generation, group)) = next else {
+            return;
+        };
+        let listed = facts.of(segment).is_some_and(|known| {
+            known.generation == generation
+                && !known.frozen
+                && known
+                    .summary
+                    .as_ref()
+                    .is_some_and(|place| group.checked_mul(GROUP_BLOCKS) < Some(place.blocks))
+        });
+        if listed {
+            let wanted = [Wanted {
+                segment,
+                generation,
+                group,
+            }];
+            self.load_groups(tables, &wanted, facts);
+            self.probe_neighbours(tables, fingerprints, facts, others, found);
         }
     }
 
     /// Answers from cached groups; leaves in `pending` what is unanswered.
     fn probe_neighbours(
         &self,
+        tables: &Tables,
         fingerprints: &[Fingerprint],
         facts: &mut Facts<'_>,
         pending: &mut Vec<usize>,
@@ -103,7 +155,7 @@ impl FingerprintIndex {
         let mut candidates = Vec::new();
         let asked = pending.iter().map(|index| (*index, &fingerprints[*index]));
         // The directory is asked later, without the cache's lock.
-        self.neighbours.find(asked, |index, hit| match hit {
+        tables.neighbours.find(asked, |index, hit| match hit {
             Some(hit) => candidates.push((index, hit)),
             None => unanswered.push(index),
         });
@@ -122,14 +174,17 @@ impl FingerprintIndex {
         *pending = unanswered;
     }
 
+    /// Looks `pending` up; what is loaded for them may answer `others` too.
     fn probe_store(
         &self,
+        tables: &Tables,
         fingerprints: &[Fingerprint],
         facts: &mut Facts<'_>,
         mut pending: Vec<usize>,
+        others: &mut Vec<usize>,
         found: &mut [Option<Hit>],
     ) {
-        let mut keys_left = self.budget.keys();
+        let mut keys_left = tables.budget.keys();
         let mut loads_left = LOADS_MAX;
         let mut looks = FIRST_LOOKS.into_iter();
         while !pending.is_empty() && keys_left > 0 {
@@ -140,94 +195,25 @@ impl FingerprintIndex {
                 .min(keys_left);
             keys_left -= count;
             let sample = take_spread(&mut pending, count);
-            let located = self.locate(fingerprints, &sample);
-            let wanted = self.wanted(fingerprints, &located, facts, loads_left, found);
+            let located = locate(tables, fingerprints, &sample);
+            let wanted = wanted(tables, fingerprints, &located, facts, loads_left, found);
             if wanted.is_empty() {
                 continue;
             }
             loads_left -= wanted.len();
-            self.load_groups(&wanted, facts);
+            self.load_groups(tables, &wanted, facts);
             let mut sample: Vec<usize> = located
                 .iter()
                 .map(|(index, _)| *index)
                 .filter(|index| found[*index].is_none())
                 .collect();
-            self.probe_neighbours(fingerprints, facts, &mut sample, found);
-            self.probe_neighbours(fingerprints, facts, &mut pending, found);
-        }
-    }
-
-    /// Asks the database.
-    fn locate(&self, fingerprints: &[Fingerprint], sample: &[usize]) -> Vec<(usize, Location)> {
-        let mut asked: Vec<(u64, usize)> = sample
-            .iter()
-            .map(|index| (fingerprints[*index].prefix(), *index))
-            .collect();
-        asked.sort_unstable();
-        let mut keys: Vec<u64> = asked.iter().map(|(key, _)| *key).collect();
-        keys.dedup();
-        let mut locations = vec![None; keys.len()];
-        self.budget
-            .measure(keys.len(), || self.store.lookup(&keys, &mut locations));
-        asked
-            .into_iter()
-            .filter_map(|(key, index)| {
-                let at = keys.binary_search(&key).ok()?;
-                Some((index, locations[at]?))
-            })
-            .collect()
-    }
-
-    /// Answers what cached groups can and returns the groups to load. The
-    /// database may say anything: what the directory does not confirm is
-    /// dropped here, and what the summary does not list is no hit.
-    fn wanted(
-        &self,
-        fingerprints: &[Fingerprint],
-        located: &[(usize, Location)],
-        facts: &mut Facts<'_>,
-        limit: usize,
-        found: &mut [Option<Hit>],
-    ) -> Vec<Wanted> {
-        let mut wanted = Vec::new();
-        for (index, location) in located {
-            let segment = location.segment;
-            let Some(known) = facts.of(segment) else {
-                continue;
-            };
-            let generation = known.generation;
-            let fits = generation.0 as u32 == location.generation_low; // the low 32 bits
-            if !fits || known.frozen {
-                continue;
-            }
-            let group = location.record / GROUP_RECORDS;
-            let listed = known
-                .summary
-                .as_ref()
-                .is_some_and(|place| group.checked_mul(GROUP_BLOCKS) < Some(place.blocks));
-            let fingerprint = &fingerprints[*index];
-            match self
-                .neighbours
-                .check(segment, generation, location.record, fingerprint)
-            {
-                Ok(hit) => found[*index] = hit,
-                Err(NotCached) if listed => {
-                    let group = Wanted {
-                        segment,
-                        generation,
-                        group,
-                    };
-                    if wanted.len() < limit && !wanted.contains(&group) {
-                        wanted.push(group);
-                    }
-                }
-                Err(NotCached) => {}
+            for unanswered in [&mut sample, &mut pending, &mut *others] {
+                self.probe_neighbours(tables, fingerprints, facts, unanswered, found);
             }
         }
-        wanted
     }
 
-    fn load_groups(&self, wanted: &[Wanted], facts: &mut Facts<'_>) {
+    fn load_groups(&self, tables: &Tables, wanted: &[Wanted], facts: &mut Facts<'_>) {
         let requests: Vec<SummaryRequest> = wanted
             .iter()
             .filter_map(|wanted| {
@@ -260,9 +246,86 @@ impl FingerprintIndex {
                 ..
             } = request.id;
             let group = request.first / GROUP_BLOCKS;
-            self.neighbours.insert(segment, generation, group, &records);
+            tables
+                .neighbours
+                .insert(segment, generation, group, &records);
         }
     }
+}
+
+/// Asks the database.
+fn locate(
+    tables: &Tables,
+    fingerprints: &[Fingerprint],
+    sample: &[usize],
+) -> Vec<(usize, Location)> {
+    let mut asked: Vec<(u64, usize)> = sample
+        .iter()
+        .map(|index| (fingerprints[*index].prefix(), *index))
+        .collect();
+    asked.sort_unstable();
+    let mut keys: Vec<u64> = asked.iter().map(|(key, _)| *key).collect();
+    keys.dedup();
+    let mut locations = vec![None; keys.len()];
+    tables
+        .budget
+        .measure(keys.len(), || tables.store.lookup(&keys, &mut locations));
+    asked
+        .into_iter()
+        .filter_map(|(key, index)| {
+            let at = keys.binary_search(&key).ok()?;
+            Some((index, locations[at]?))
+        })
+        .collect()
+}
+
+/// Answers what cached groups can and returns the groups to load. The
+/// database may say anything: what the directory does not confirm is
+/// dropped here, and what the summary does not list is no hit.
+fn wanted(
+    tables: &Tables,
+    fingerprints: &[Fingerprint],
+    located: &[(usize, Location)],
+    facts: &mut Facts<'_>,
+    limit: usize,
+    found: &mut [Option<Hit>],
+) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for (index, location) in located {
+        let segment = location.segment;
+        let Some(known) = facts.of(segment) else {
+            continue;
+        };
+        let generation = known.generation;
+        let fits = generation.0 as u32 == location.generation_low; // the low 32 bits
+        if !fits || known.frozen {
+            continue;
+        }
+        let group = location.record / GROUP_RECORDS;
+        let listed = known
+            .summary
+            .as_ref()
+            .is_some_and(|place| group.checked_mul(GROUP_BLOCKS) < Some(place.blocks));
+        let fingerprint = &fingerprints[*index];
+        match tables
+            .neighbours
+            .check(segment, generation, location.record, fingerprint)
+        {
+            Ok(hit) => found[*index] = hit,
+            Err(NotCached) if listed => {
+                let group = Wanted {
+                    segment,
+                    generation,
+                    group,
+                };
+                if wanted.len() < limit && !wanted.contains(&group) {
+                    wanted.push(group);
+                }
+            }
+            Err(NotCached) => {}
+        }
+    }
+    wanted
 }
 
 /// Takes `count` items out, spread evenly.

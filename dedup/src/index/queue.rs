@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 
 use tessera_raid::SegmentId;
 
-use super::store::{Location, RECORD_LIMIT};
+use super::{
+    sampling::Rate,
+    store::{Location, RECORD_LIMIT},
+};
 use crate::{Generation, segment::summary::SummaryRecord};
 
 /// Calls of [`Queue::ripe`] without a new segment after which a batch that is
@@ -42,13 +45,14 @@ impl Pending {
     }
 }
 
-/// The database entries of a batch: ascending, one for each prefix. Of two the
-/// later one stays: the segment it is in is younger.
-pub(super) fn sorted_entries(batch: &[Pending]) -> Vec<(u64, Location)> {
+/// The database entries of a batch that the rate keeps: ascending, one for each
+/// prefix. Of two the later one stays: the segment it is in is younger.
+pub(super) fn sorted_entries(batch: &[Pending], rate: Rate) -> Vec<(u64, Location)> {
     let mut entries: Vec<(u64, Location)> = batch
         .iter()
         .flat_map(|pending| {
-            pending.keys.iter().map(|(prefix, record)| {
+            let kept = pending.keys.iter().filter(move |(key, _)| rate.keeps(*key));
+            kept.map(|(prefix, record)| {
                 let location = Location {
                     segment: pending.segment,
                     record: *record,
@@ -130,6 +134,11 @@ impl Queue {
         self.records = self.pending.iter().map(|pending| pending.keys.len()).sum();
     }
 
+    pub(super) fn clear(&mut self) {
+        self.pending.clear();
+        self.records = 0;
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         self.records * size_of::<(u64, u32)>()
     }
@@ -175,8 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_prefixes_the_later_segment_stays() {
-        let entries = sorted_entries(&[pending(0, &[(5, 1), (3, 2)]), pending(1, &[(5, 7)])]);
+    fn of_equal_prefixes_the_later_segment_stays_and_only_what_the_rate_keeps() {
+        let batch = [
+            pending(0, &[(5, 1), (u64::MAX, 4), (3, 2)]),
+            pending(1, &[(5, 7)]),
+        ];
+        assert_eq!(sorted_entries(&batch, Rate::ALL).len(), 3);
+        let entries = sorted_entries(&batch, Rate::SPARSEST);
         let found: Vec<_> = entries
             .iter()
             .map(|(key, at)| (*key, at.segment.0, at.record))

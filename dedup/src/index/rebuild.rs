@@ -52,9 +52,10 @@ impl FingerprintIndex {
     pub fn rebuild_begin(&self, sealed: &mut dyn Iterator<Item = (SegmentId, Generation)>) {
         let worker = self.worker.lock();
         let mut rebuild = self.rebuild.lock();
+        let dropped = self.is_dropped();
         for (segment, generation) in sealed {
             self.liveness.live(segment, generation);
-            if !worker.coverage.contains(generation) {
+            if !dropped && !worker.coverage.contains(generation) {
                 rebuild.add(segment, generation);
             }
         }
@@ -98,6 +99,7 @@ impl FingerprintIndex {
                 })
             })
             .collect();
+        let rate = self.worker.lock().coverage.rate;
         let loaded = load(self.array.as_ref(), &requests);
         for (request, blocks) in requests.iter().zip(&loaded) {
             let complete = blocks.iter().all(Option::is_some);
@@ -110,7 +112,8 @@ impl FingerprintIndex {
                 generation,
                 ..
             } = request.id;
-            let pending = Pending::new(segment, generation, records, complete);
+            let mut pending = Pending::new(segment, generation, records, complete);
+            pending.keys.retain(|(prefix, _)| rate.keeps(*prefix));
             self.push_patiently(pending);
         }
         // Ready means findable: what came in last must not wait for a batch to
@@ -121,21 +124,11 @@ impl FingerprintIndex {
         }
         let mut rebuild = self.rebuild.lock();
         for _ in 0..chosen.len() {
-            rebuild.todo.pop_front();
-            rebuild.done += 1;
-        }
-        !rebuild.todo.is_empty()
-    }
-
-    /// Makes room in the queue as long as the database takes what is in it.
-    pub(super) fn push_patiently(&self, mut pending: Pending) {
-        loop {
-            let refused = self.queue.lock().push(pending);
-            match refused {
-                Some(refused) if self.ingest(&mut self.worker.lock()) => pending = refused,
-                // Left out: the next start reads it in.
-                _ => return,
+            // A drop has emptied the list meanwhile.
+            if rebuild.todo.pop_front().is_some() {
+                rebuild.done += 1;
             }
         }
+        !rebuild.todo.is_empty()
     }
 }

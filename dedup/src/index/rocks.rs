@@ -12,7 +12,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use rocksdb::{
@@ -39,6 +42,10 @@ const RUNS_MAX: u64 = 20;
 /// Runs that compaction waits for; fewer compactions, each of more.
 const RUNS_TO_COMPACT: i32 = 6;
 const MEMTABLE_BYTES: usize = 256 << 10;
+/// What a key may take on disk: about 30 bytes with its share of filters and
+/// indexes, once in the oldest run, up to once more in the younger ones
+/// ([`UniversalCompactOptions`] below), and once more while they are merged.
+const DISK_PER_KEY: u64 = 90;
 
 /// See the module.
 pub(crate) struct RocksStore {
@@ -46,12 +53,14 @@ pub(crate) struct RocksStore {
     options: Options,
     cache: Cache,
     dir: PathBuf,
+    /// Compaction drops the keys above.
+    last_key: Arc<AtomicU64>,
     /// Corruption was met: nothing more is asked of it.
     broken: AtomicBool,
     errors: AtomicU64,
 }
 
-fn options(cache: &Cache, direct: bool, liveness: &Liveness) -> Options {
+fn options(cache: &Cache, direct: bool, liveness: &Liveness, last_key: &Arc<AtomicU64>) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(4096);
@@ -91,9 +100,14 @@ fn options(cache: &Cache, direct: bool, liveness: &Liveness) -> Options {
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     let liveness = liveness.clone();
+    let last_key = Arc::clone(last_key);
     options.set_compaction_filter("tessera.dead", move |_, key: &[u8], value: &[u8]| {
-        let dead = key.len() == size_of::<u64>()
-            && Location::decode(value).is_none_or(|location| liveness.is_dead(&location));
+        // What is longer is the stamp.
+        let of_chunk = <[u8; 8]>::try_from(key).map(u64::from_be_bytes);
+        let dead = of_chunk.is_ok_and(|prefix| {
+            prefix > last_key.load(Ordering::Relaxed)
+                || Location::decode(value).is_none_or(|location| liveness.is_dead(&location))
+        });
         if dead {
             CompactionDecision::Remove
         } else {
@@ -127,7 +141,8 @@ fn is_database_file(name: &str) -> bool {
         || ends.iter().any(|end| name.ends_with(end))
 }
 
-fn discard(dir: &Path) -> io::Result<()> {
+/// Deletes the database in a directory that nobody has open.
+pub(crate) fn discard(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let ours = entry.file_name().to_str().is_some_and(is_database_file);
@@ -179,10 +194,12 @@ impl RocksStore {
     ) -> Result<Opened, StoreError> {
         let _ = fs::remove_file(dir.join(INGEST_FILE));
         let cache = Cache::new_lru_cache(cache_bytes);
+        let last_key = Arc::new(AtomicU64::new(u64::MAX));
         let mut failure = String::new();
         // Some file systems have no direct I/O.
         for direct in [true, false] {
-            let options = options(&cache, direct, liveness);
+            let last_key = Arc::clone(&last_key);
+            let options = options(&cache, direct, liveness, &last_key);
             let families = [("default", options.clone())];
             match DB::open_cf_with_opts(&options, dir, families) {
                 Ok(db) => {
@@ -191,6 +208,7 @@ impl RocksStore {
                         options,
                         cache,
                         dir: dir.to_path_buf(),
+                        last_key,
                         broken: AtomicBool::new(false),
                         errors: AtomicU64::new(0),
                     };
@@ -219,6 +237,8 @@ impl RocksStore {
         };
         match stamp.as_deref().map(Coverage::decode) {
             Some(Some((found, coverage))) if found == pool => {
+                let last = coverage.rate.last();
+                self.last_key.store(last, Ordering::Relaxed);
                 Opened::Usable(Box::new(self), coverage)
             }
             Some(Some((found, _))) => Opened::Useless(format!("it belongs to pool {found}")),
@@ -265,9 +285,9 @@ impl RocksStore {
         writer.finish()
     }
 
-    #[cfg(test)]
-    pub(crate) fn compact(&self) {
-        self.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    fn property(&self, name: &str) -> u64 {
+        let value = self.db.property_int_value(name);
+        value.ok().flatten().unwrap_or(0)
     }
 }
 
@@ -333,20 +353,44 @@ impl KeyStore for RocksStore {
     }
 
     fn crowded(&self) -> bool {
-        let runs = self.db.property_int_value("rocksdb.num-files-at-level0");
-        runs.ok().flatten().is_some_and(|runs| runs > RUNS_MAX)
+        self.property("rocksdb.num-files-at-level0") > RUNS_MAX
+    }
+
+    fn keys_max(&self, disk_bytes: u64) -> u64 {
+        match disk_bytes {
+            0 => u64::MAX,
+            bytes => bytes / DISK_PER_KEY,
+        }
+    }
+
+    fn thin(&self, last: u64) {
+        self.last_key.store(last, Ordering::Relaxed);
+        let Some(first) = last.checked_add(1) else {
+            return;
+        };
+        // Merged runs are cut into files by key: those wholly above go at once,
+        // at the cost of a line in the manifest. Compaction drops the rest. The
+        // file with the stamp, which is above all keys, is never among them.
+        let above = [0xff; 8];
+        if let Err(error) = self.db.delete_file_in_range(first.to_be_bytes(), above) {
+            self.failed("thin", &error);
+        }
+    }
+
+    fn compact(&self) {
+        self.db.compact_range(None::<&[u8]>, None::<&[u8]>);
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size")
     }
 
     fn entries(&self) -> u64 {
-        let keys = self.db.property_int_value("rocksdb.estimate-num-keys");
-        keys.ok().flatten().unwrap_or(0)
+        self.property("rocksdb.estimate-num-keys")
     }
 
     fn memory_bytes(&self) -> usize {
-        let readers = self
-            .db
-            .property_int_value("rocksdb.estimate-table-readers-mem");
-        let readers = readers.ok().flatten().unwrap_or(0);
+        let readers = self.property("rocksdb.estimate-table-readers-mem");
         self.cache.get_usage() + usize::try_from(readers).unwrap_or(usize::MAX) + MEMTABLE_BYTES
     }
 }

@@ -89,6 +89,20 @@ pub(crate) trait KeyStore: Send + Sync {
     /// True while more sorted runs would make lookups slow.
     fn crowded(&self) -> bool;
 
+    /// Keys it is to hold at the most when its files may take `disk_bytes`
+    /// (0: any number).
+    fn keys_max(&self, disk_bytes: u64) -> u64;
+
+    /// Forgets the keys above `last`. Some may stay until they are merged.
+    fn thin(&self, last: u64);
+
+    /// Makes one run of all, without what is forgotten or certainly dead. May
+    /// take as long as writing all of it.
+    fn compact(&self);
+
+    /// What its files take, bytes.
+    fn disk_bytes(&self) -> u64;
+
     /// Keys, about.
     fn entries(&self) -> u64;
 
@@ -113,6 +127,11 @@ impl MemoryStore {
             state: Mutex::default(),
             limit,
         }
+    }
+
+    /// What a dropped index has: nothing goes in.
+    pub(crate) fn none() -> Self {
+        Self::new(0)
     }
 }
 
@@ -149,6 +168,22 @@ impl KeyStore for MemoryStore {
 
     fn crowded(&self) -> bool {
         false
+    }
+
+    fn keys_max(&self, _: u64) -> u64 {
+        self.limit as u64 // usize is at most 64 bits
+    }
+
+    fn thin(&self, last: u64) {
+        if let Some(first) = last.checked_add(1) {
+            self.state.lock().split_off(&first);
+        }
+    }
+
+    fn compact(&self) {}
+
+    fn disk_bytes(&self) -> u64 {
+        0
     }
 
     fn entries(&self) -> u64 {

@@ -5,19 +5,25 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use tessera_raid::Level;
 
-use super::{store::StoreError, *};
+use super::{
+    rocks::RocksStore,
+    store::{KeyStore, MemoryStore, StoreError},
+    *,
+};
 use crate::{
     fingerprint,
     testkit::{TestPool, noise, text},
 };
 
-const MEMORY: usize = 4 << 20;
+pub(super) const MEMORY: usize = 4 << 20;
 
-fn options(pool: &TestPool, dir: Option<PathBuf>) -> IndexOptions {
+pub(super) fn options(pool: &TestPool, dir: Option<PathBuf>) -> IndexOptions {
     IndexOptions {
         dir,
         pool: pool.array.uuid(),
         memory_bytes: MEMORY,
+        disk_bytes: 0,
+        dropped: false,
     }
 }
 
@@ -37,26 +43,30 @@ fn chunks(seed: u64, count: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn prints(chunks: &[Vec<u8>]) -> Vec<Fingerprint> {
+pub(super) fn prints(chunks: &[Vec<u8>]) -> Vec<Fingerprint> {
     chunks.iter().map(|chunk| fingerprint(chunk)).collect()
 }
 
-fn probe(index: &FingerprintIndex, pool: &TestPool, prints: &[Fingerprint]) -> Vec<Option<Hit>> {
+pub(super) fn probe(
+    index: &FingerprintIndex,
+    pool: &TestPool,
+    prints: &[Fingerprint],
+) -> Vec<Option<Hit>> {
     let mut found = vec![None; prints.len()];
     index.probe(prints, pool.directory.as_ref(), &mut found);
     found
 }
 
-fn hits(index: &FingerprintIndex, pool: &TestPool, prints: &[Fingerprint]) -> usize {
+pub(super) fn hits(index: &FingerprintIndex, pool: &TestPool, prints: &[Fingerprint]) -> usize {
     probe(index, pool, prints).iter().flatten().count()
 }
 
-fn settle(index: &FingerprintIndex) {
+pub(super) fn settle(index: &FingerprintIndex) {
     index.flush();
     while index.step() {}
 }
 
-fn rebuild(index: &FingerprintIndex, pool: &TestPool) {
+pub(super) fn rebuild(index: &FingerprintIndex, pool: &TestPool) {
     let facts = pool.directory.facts.lock().clone();
     index.rebuild_begin(
         &mut facts
@@ -190,7 +200,7 @@ fn fresh_chunks_are_hit_while_live_and_not_frozen() {
         .change(SegmentId(1), |facts| facts.frozen = false);
     index.segment_freed(SegmentId(1), Generation(5));
     assert_eq!(index.fresh_get(&prints[0], directory), None);
-    assert_eq!(index.fresh.len(), 0);
+    assert_eq!(index.tables().fresh.len(), 0);
 }
 
 #[test]
@@ -208,9 +218,9 @@ fn fresh_entries_leave_when_their_segment_is_in_the_database() {
         index.fresh_insert(record.fingerprint.unwrap(), hit);
     }
     index.segment_sealed(summary);
-    assert_eq!(index.fresh.len(), 30, "still fresh while queued");
+    assert_eq!(index.tables().fresh.len(), 30, "still fresh while queued");
     settle(&index);
-    assert_eq!(index.fresh.len(), 0);
+    assert_eq!(index.tables().fresh.len(), 0);
     assert_eq!(index.entries(), 30);
     assert_eq!(hits(&index, &pool, &prints(&chunks)), 30);
 }
@@ -232,7 +242,7 @@ fn a_queue_that_is_full_drops_and_the_segment_is_read_in_later() {
         index.fresh_insert(record.fingerprint.unwrap(), hit);
     }
     index.segment_sealed(summary);
-    assert_eq!(index.fresh.len(), 0, "dropped with the segment");
+    assert_eq!(index.tables().fresh.len(), 0, "dropped with the segment");
     assert_eq!(index.state(), IndexState::Rebuilding { done: 0, total: 1 });
     while index.rebuild_step(pool.directory.as_ref()) {}
     settle(&index);
@@ -244,15 +254,15 @@ fn a_queue_that_is_full_drops_and_the_segment_is_read_in_later() {
 fn the_filter_spares_the_database_once_it_is_complete() {
     let pool = TestPool::new(Level::Single, 1);
     let index = open(&pool, None);
-    assert!(index.filter.may_contain(1));
+    assert!(index.tables().filter.may_contain(1));
     settle(&index);
-    assert!(!index.filter.may_contain(1));
+    assert!(!index.tables().filter.may_contain(1));
     index.segment_sealed(pool.write_segment(1, 5, &chunks(0, 10), true));
     settle(&index);
     assert!(
         prints(&chunks(0, 10))
             .iter()
-            .all(|print| index.filter.may_contain(print.prefix()))
+            .all(|print| index.tables().filter.may_contain(print.prefix()))
     );
 }
 
@@ -552,6 +562,14 @@ impl KeyStore for Liar {
     fn crowded(&self) -> bool {
         false
     }
+    fn keys_max(&self, _: u64) -> u64 {
+        u64::MAX
+    }
+    fn thin(&self, _: u64) {}
+    fn compact(&self) {}
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
     fn entries(&self) -> u64 {
         0
     }
@@ -591,9 +609,13 @@ proptest! {
                 };
                 liar.answers.insert(prints[key].prefix(), location);
             }
-            let index = FingerprintIndex::with_store(
-                &options(pool, None), Arc::<Array>::clone(&pool.array), Box::new(liar),
-                Coverage::default(), Liveness::default(),
+            let opened = lifecycle::Opened {
+                store: Box::new(liar), coverage: Coverage::default(), on_disk: false,
+            };
+            let options = options(pool, None);
+            let furnished = furnish(&options, opened);
+            let index = FingerprintIndex::with(
+                options, Arc::<Array>::clone(&pool.array), furnished, Liveness::default(),
             );
             let saved = pool.directory.facts.lock().clone();
             for (segment, state) in states {

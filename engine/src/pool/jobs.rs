@@ -270,6 +270,8 @@ impl Engine {
             *settings
         };
         self.apply_limits(&changed);
+        self.index.set_disk_limit(changed.kept.index_disk_bytes);
+        self.signals.index.ring();
         self.checkpoint_now(super::CheckpointKind::Normal)?;
         self.signals.jobs.ring();
         Ok(self.pool_settings())

@@ -363,7 +363,9 @@ impl Engine {
             index_state: match self.index.state() {
                 IndexState::Ready => "ready".to_owned(),
                 IndexState::Rebuilding { .. } => "rebuilding".to_owned(),
+                IndexState::Dropped => "dropped".to_owned(),
             },
+            index: self.index_info(),
             segments: SegmentCounts {
                 free: u64::from(counts.free),
                 open: u64::from(counts.open),

@@ -14,6 +14,7 @@ mod dedup;
 mod diff;
 mod disk;
 mod engine;
+mod index;
 mod jobs;
 mod losses;
 mod manage;
@@ -59,7 +60,7 @@ pub use repair::RepairMode;
 use self::{disk::PoolCatalog, engine::Engine, threads::Threads};
 use crate::{
     api::{
-        JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolSpec, PoolStatus,
+        IndexInfo, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolSpec, PoolStatus,
         SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo, VolumeSpec,
     },
     disk::DiskCatalog,
@@ -556,6 +557,30 @@ impl Pool {
     /// `InvalidArgument` where there is none.
     pub fn cancel_newest(&self, kind: JobKind) -> Result<JobInfo, EngineError> {
         self.engine.cancel_newest(kind)
+    }
+
+    /// The fingerprint index at this moment. Answers from memory.
+    pub fn index(&self) -> IndexInfo {
+        self.engine.index_info()
+    }
+
+    /// Drops the fingerprint index, from memory and disk: nothing is
+    /// deduplicated against anything until [`Pool::rebuild_index`]. Durable on
+    /// return.
+    ///
+    /// # Errors
+    /// The pool's failure.
+    pub fn drop_index(&self) -> Result<IndexInfo, EngineError> {
+        self.engine.drop_index()
+    }
+
+    /// Makes the fingerprint index anew from what is stored, in the
+    /// background; what is read in is deduplicated against at once.
+    ///
+    /// # Errors
+    /// `Busy` when lookups in the old one do not end; the pool's failure.
+    pub fn rebuild_index(&self) -> Result<IndexInfo, EngineError> {
+        self.engine.rebuild_index()
     }
 
     /// What the administrator has set.

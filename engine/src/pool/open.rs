@@ -168,19 +168,6 @@ impl Engine {
                 buffer_bytes: budget.read_buffers,
             },
         );
-        let index = FingerprintIndex::open(
-            IndexOptions {
-                dir: options.index_directory.clone().filter(|_| !read_only),
-                pool: array.uuid(),
-                memory_bytes: budget.index,
-            },
-            Arc::clone(&array),
-        )
-        .map_err(|error| {
-            EngineError::new(ErrorKind::Io, "The fingerprint index cannot be opened")
-                .caused_by(error)
-        })?;
-
         let roots = match salvage {
             Some(salvage) => salvaged_roots(salvage, &table),
             None => load_roots(&array, &reader, &table, &record)?,
@@ -195,6 +182,20 @@ impl Engine {
             None => load_jobs(&reader, &roots.page)?,
         };
         let settings = roots.page.settings;
+        let index = FingerprintIndex::open(
+            IndexOptions {
+                dir: options.index_directory.clone().filter(|_| !read_only),
+                pool: array.uuid(),
+                memory_bytes: budget.index,
+                disk_bytes: settings.kept.index_disk_bytes,
+                dropped: settings.index_dropped,
+            },
+            Arc::clone(&array),
+        )
+        .map_err(|error| {
+            EngineError::new(ErrorKind::Io, "The fingerprint index cannot be opened")
+                .caused_by(error)
+        })?;
         let roots = Roots {
             volumes: Arc::new(
                 volumes
@@ -397,7 +398,8 @@ impl Engine {
         tessera_dedup::summary::decode_blocks(&read.buffer, &expected).ok()
     }
 
-    fn begin_index_rebuild(&self) {
+    /// Tells the index what is sealed; it reads in what it lacks.
+    pub(super) fn begin_index_rebuild(&self) {
         if self.read_only {
             return;
         }

@@ -11,9 +11,9 @@ use tessera_raid::Array;
 use super::{CheckpointKind, EngineOptions, disk::PoolCatalog, engine::Engine, open::new_record};
 use crate::{
     api::{
-        CheckReport, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings, PoolStatus,
-        RepairReport, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange, VolumeInfo,
-        VolumeSpec,
+        CheckReport, IndexInfo, JobInfo, JobKind, LossReport, MemberStatus, PoolSettings,
+        PoolStatus, RepairReport, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
+        VolumeInfo, VolumeSpec,
     },
     disk::{Disk, DiskCatalog, DiskError},
     error::EngineError,
@@ -278,6 +278,27 @@ impl Simulated {
     /// As there.
     pub fn losses(&self) -> Result<LossReport, EngineError> {
         self.engine.losses()
+    }
+
+    /// See [`super::Pool::index`].
+    pub fn index(&self) -> IndexInfo {
+        self.engine.index_info()
+    }
+
+    /// See [`super::Pool::drop_index`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn drop_index(&self) -> Result<IndexInfo, EngineError> {
+        self.engine.drop_index()
+    }
+
+    /// See [`super::Pool::rebuild_index`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rebuild_index(&self) -> Result<IndexInfo, EngineError> {
+        self.engine.rebuild_index()
     }
 
     /// One turn of the index's background work.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
-    CheckReport, Compression, DedupMode, DedupSchedule, JobInfo, JobKind, PoolSettings, PoolState,
-    PoolStatus, SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
+    CheckReport, Compression, DedupMode, DedupSchedule, IndexInfo, JobInfo, JobKind, PoolSettings,
+    PoolState, PoolStatus, SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
     VolumeInfo, VolumeSpec,
 };
 
@@ -64,6 +64,7 @@ impl Management for MapPool {
                 snapshot_bytes: 0,
                 index_entries: 0,
                 index_state: "ready".into(),
+                index: IndexInfo::default(),
                 segments: SegmentCounts::default(),
                 sequence: 9,
                 last_failure: None,
@@ -256,6 +257,27 @@ impl Management for MapPool {
         Err(Failure::new(Kind::NotFound, "No scrub runs"))
     }
 
+    fn index(&self) -> Result<IndexInfo, Failure> {
+        Ok(IndexInfo {
+            state: "ready".into(),
+            ..IndexInfo::default()
+        })
+    }
+
+    fn drop_index(&self) -> Result<IndexInfo, Failure> {
+        Ok(IndexInfo {
+            state: "dropped".into(),
+            ..IndexInfo::default()
+        })
+    }
+
+    fn rebuild_index(&self) -> Result<IndexInfo, Failure> {
+        Ok(IndexInfo {
+            state: "rebuilding".into(),
+            ..IndexInfo::default()
+        })
+    }
+
     fn settings(&self) -> Result<PoolSettings, Failure> {
         self.change_settings(&SettingsChange::default())
     }
@@ -270,6 +292,7 @@ impl Management for MapPool {
             reclaim_bytes_per_second: change.reclaim_bytes_per_second.unwrap_or(6),
             dedup_bytes_per_second: change.dedup_bytes_per_second.unwrap_or(7),
             dedup_every: change.dedup_every.unwrap_or_default(),
+            index_disk_bytes: change.index_disk_bytes.unwrap_or(6),
         })
     }
 
