@@ -23,6 +23,17 @@ use rustix::{
     process::Signal,
 };
 
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
 fn errno<T: std::fmt::Debug>(done: std::io::Result<T>) -> Errno {
     Errno::from_raw_os_error(done.unwrap_err().raw_os_error().unwrap())
 }
@@ -221,6 +232,38 @@ fn extended_attributes_tell_of_volumes_and_of_those_to_come() {
         attribute(&mounted.file("new"), "dedup").as_deref(),
         Ok("off")
     );
+    // What a volume stores and shares, and its own ratios although another
+    // volume is full of the same.
+    let (copy, twice) = (mounted.file("copy"), mounted.file("new"));
+    drop(File::create_new(&copy).unwrap());
+    write_file(&copy).write_all_at(&noise(64 << 10), 0).unwrap();
+    write_file(&twice)
+        .write_all_at(&noise(64 << 10), 0)
+        .unwrap();
+    for (key, value) in [
+        ("unique-bytes", "65536"),
+        ("stored-bytes", "65536"),
+        ("exclusive-bytes", "65536"),
+        ("shared-bytes", "0"),
+        ("ratio", "1.00"),
+        ("compression-ratio", "1.00"),
+    ] {
+        assert_eq!(attribute(&copy, key).as_deref(), Ok(value), "{key}");
+    }
+    // Who may be cut off is kept.
+    assert_eq!(attribute(&file, "shrink").as_deref(), Ok("no"));
+    set_attribute(&file, "shrink", "yes").unwrap();
+    let shown = pool.run("volume", "show", &["v", "--json"]).json();
+    assert_eq!(shown["allow_shrink"], true);
+    mounted.stop(Signal::TERM);
+    let mounted = Mounted::start(&pool, &[]);
+    assert_eq!(attribute(&file, "shrink").as_deref(), Ok("yes"));
+    write_file(&file).set_len(4 << 20).unwrap();
+    pool.run("volume", "set", &["v", "--allow-shrink", "off"])
+        .ok();
+    assert_eq!(attribute(&file, "shrink").as_deref(), Ok("no"));
+    let refused = rustix::fs::ftruncate(write_file(&file), 1 << 20);
+    assert_eq!(refused, Err(Errno::PERM));
     mounted.stop(Signal::TERM);
 }
 

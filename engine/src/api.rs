@@ -77,6 +77,9 @@ pub struct PoolStatus {
     pub capacity_bytes: u64,
     /// Unique data still writable, after parity and reserves.
     pub free_bytes: u64,
+    /// What nothing names any more in full segments, before parity: reclaim
+    /// gives it back. `None` while it is not known.
+    pub reclaimable_bytes: Option<u64>,
     /// Mapped by volumes.
     pub logical_bytes: u64,
     /// Distinct chunks before compression.
@@ -98,6 +101,13 @@ pub struct PoolStatus {
     /// Of what is stored, before parity, what only snapshots hold: bytes that
     /// come back when all of them are deleted.
     pub snapshot_bytes: u64,
+    /// When what is stored was counted, in milliseconds since 1970; `None`
+    /// while it has not been.
+    pub counted_unix_ms: Option<u64>,
+    /// The count is exact for the checkpoint it was made of; an estimate if not.
+    pub counted_exactly: bool,
+    /// What an administrator should know of.
+    pub warnings: Vec<Warning>,
     /// Fingerprints known to the index, approximately.
     pub index_entries: u64,
     /// `ready`, or `rebuilding` while old segments are read in again.
@@ -148,6 +158,53 @@ pub struct IndexInfo {
     pub memory_bytes_per_tib: u64,
     /// Disk that it takes.
     pub disk_bytes_per_tib: u64,
+}
+
+/// What a warning is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarningKind {
+    /// Less is free than was asked to be told of.
+    LowSpace,
+    /// Clients are refused new data.
+    Full,
+}
+
+/// Something an administrator should know of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// What it is about.
+    pub kind: WarningKind,
+    /// One sentence.
+    pub message: String,
+}
+
+/// What a volume or a snapshot takes, map pages (a 256th, about) not included.
+/// All `None` while it is not known; `counted_unix_ms` of the pool's status
+/// says when it was counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceUse {
+    /// Distinct chunks, before compression.
+    pub unique_bytes: Option<u64>,
+    /// The same after compression, before parity.
+    pub stored_bytes: Option<u64>,
+    /// Of these, what no other volume or snapshot holds: deleting this one
+    /// alone frees it.
+    pub exclusive_bytes: Option<u64>,
+    /// Of these, the rest.
+    pub shared_bytes: Option<u64>,
+}
+
+impl SpaceUse {
+    /// What has been counted.
+    pub const fn known(unique: u64, stored: u64, exclusive: u64) -> Self {
+        Self {
+            unique_bytes: Some(unique),
+            stored_bytes: Some(stored),
+            exclusive_bytes: Some(exclusive),
+            shared_bytes: Some(stored.saturating_sub(exclusive)),
+        }
+    }
 }
 
 /// Bytes of a volume.
@@ -257,6 +314,9 @@ pub struct VolumeChange {
     /// Compression of new writes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// Whether it may be made smaller through a mount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_shrink: Option<bool>,
 }
 
 /// One volume as shown.
@@ -276,6 +336,11 @@ pub struct VolumeInfo {
     pub dedup: DedupMode,
     /// Compression.
     pub compression: Compression,
+    /// It may be made smaller through a mount.
+    pub allow_shrink: bool,
+    /// What it takes.
+    #[serde(flatten)]
+    pub space: SpaceUse,
 }
 
 /// One snapshot as shown.
@@ -293,6 +358,9 @@ pub struct SnapshotInfo {
     pub logical_bytes: u64,
     /// When it was taken, in milliseconds since 1970.
     pub taken_unix_ms: u64,
+    /// What it takes.
+    #[serde(flatten)]
+    pub space: SpaceUse,
 }
 
 /// Bytes that may read differently.
@@ -354,6 +422,10 @@ pub struct PoolSettings {
     /// Most bytes of the fingerprint index on disk; 0: no limit. What does not
     /// fit is left out by sampling.
     pub index_disk_bytes: u64,
+    /// Below this part of the capacity, free space is warned of; 0: not so.
+    pub warn_free_percent: u32,
+    /// Below this, free space is warned of; 0: not so. One of the two is 0.
+    pub warn_free_bytes: u64,
     /// Most bytes that a reclaim moves in a second; 0: no limit.
     pub reclaim_bytes_per_second: u64,
     /// Most bytes that a deduplication reads in a second; 0: no limit.
@@ -398,6 +470,10 @@ pub struct SettingsChange {
     pub dedup_every: Option<DedupSchedule>,
     /// See [`PoolSettings`].
     pub index_disk_bytes: Option<u64>,
+    /// See [`PoolSettings`]; takes the place of a number of bytes.
+    pub warn_free_percent: Option<u32>,
+    /// See [`PoolSettings`]; takes the place of a percentage.
+    pub warn_free_bytes: Option<u64>,
 }
 
 /// What a job does.

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!   0  id u64                 |   8  size in bytes u64
-//!  16  chunk bytes u32        |  20  dedup u8 | compression u8 | name length u8 | 0
+//!  16  chunk bytes u32        |  20  dedup u8 | compression u8 | name length u8 | flags u8
 //!  24  tree, 48 bytes
 //!  72  stored chunks u64      |  80  reserved, zero
 //! 128  name, 128 bytes, zero-padded
 //! ```
-//! Little-endian, 256 bytes; a record of zeroes is an absent volume. The
+//! Little-endian, 256 bytes. Flag 1: it may be made smaller through a mount. A record of zeroes is an absent volume. The
 //! catalogue is a tree of these records, indexed by volume id.
 
 use crate::{
-    api::{Compression, DedupMode, VolumeInfo},
+    api::{Compression, DedupMode, SpaceUse, VolumeInfo},
     map::{TREE_BYTES, Tree, TreeShape},
 };
 
@@ -41,6 +41,8 @@ const AT_TREE: usize = 24;
 const AT_STORED: usize = AT_TREE + TREE_BYTES;
 const AT_RESERVED: usize = AT_STORED + 8;
 const AT_NAME: usize = 128;
+/// The one flag there is.
+const ALLOW_SHRINK: u8 = 1;
 const _: () = assert!(AT_RESERVED <= AT_NAME && AT_NAME + NAME_BYTES_MAX == VOLUME_RECORD_BYTES);
 
 /// A volume at one moment.
@@ -58,6 +60,8 @@ pub struct VolumeRecord {
     pub dedup: DedupMode,
     /// Compression of new writes.
     pub compression: Compression,
+    /// It may be made smaller through a mount.
+    pub allow_shrink: bool,
     /// The checkpointed map.
     pub tree: Tree,
     /// Chunks the checkpointed map has stored entries for.
@@ -76,6 +80,7 @@ impl VolumeRecord {
         let modes = encode_modes(self.dedup, self.compression);
         bytes[AT_MODES..AT_MODES + 2].copy_from_slice(&modes);
         bytes[AT_MODES + 2] = name_length;
+        bytes[AT_MODES + 3] = if self.allow_shrink { ALLOW_SHRINK } else { 0 };
         bytes[AT_TREE..AT_STORED].copy_from_slice(&self.tree.encode());
         bytes[AT_STORED..AT_STORED + 8].copy_from_slice(&self.stored_chunks.to_le_bytes());
         bytes[AT_NAME..AT_NAME + name.len()].copy_from_slice(name);
@@ -95,6 +100,7 @@ impl VolumeRecord {
             chunk_bytes: u32::from_le_bytes(bytes[AT_CHUNK..AT_CHUNK + 4].try_into().ok()?),
             dedup,
             compression,
+            allow_shrink: bytes[AT_MODES + 3] & ALLOW_SHRINK != 0,
             tree: Tree::decode(bytes[AT_TREE..AT_STORED].try_into().ok()?)?,
             stored_chunks: u64_at(AT_STORED)?,
         };
@@ -117,6 +123,12 @@ impl VolumeRecord {
             chunk_bytes: self.chunk_bytes,
             dedup: self.dedup,
             compression: self.compression,
+            allow_shrink: self.allow_shrink,
+            // What maps nothing need not be counted.
+            space: match self.stored_chunks {
+                0 => SpaceUse::known(0, 0, 0),
+                _ => SpaceUse::default(),
+            },
         }
     }
 }
@@ -197,6 +209,7 @@ mod tests {
             chunk_bytes: 4096,
             dedup: DedupMode::Inline,
             compression: Compression::Lz4,
+            allow_shrink: false,
             tree: Tree::empty(17, TreeShape::VOLUME),
             stored_chunks: 5,
         }
@@ -208,6 +221,7 @@ mod tests {
         let golden = std::fs::read(path).unwrap();
         let post = VolumeRecord {
             dedup: DedupMode::Post,
+            allow_shrink: true,
             ..sample()
         };
         assert_eq!(post.encode()[..], golden[..]);

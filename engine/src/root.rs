@@ -21,7 +21,7 @@
 //!  56  catalogue tree, 48 bytes  | 104  segment table tree, 48 bytes
 //! 152  job tree, 48 bytes            | 200  settings, 40 bytes
 //! 240  next job id u64              | 248  snapshot tree, 48 bytes
-//! 296  settings of the index, 16 bytes | 312  zero
+//! 296  settings of the index, 16 bytes | 312  space below which is warned, u64
 //! 320  overlay: segment u32, 0 u32, record 64 bytes; 52 of them
 //!4064  settings of reclaim and deduplication, 24 bytes; zero
 //! ```
@@ -55,8 +55,9 @@ const AT_SETTINGS: usize = AT_TREES + 3 * TREE_BYTES;
 const AT_NEXT_JOB: usize = AT_SETTINGS + SETTINGS_BYTES;
 const AT_SNAPSHOTS: usize = AT_NEXT_JOB + 8;
 const AT_INDEX_SETTINGS: usize = AT_SNAPSHOTS + TREE_BYTES;
+const AT_WARN_FREE: usize = AT_INDEX_SETTINGS + INDEX_SETTINGS_BYTES;
 const AT_OVERLAY: usize = 320;
-const _: () = assert!(AT_INDEX_SETTINGS + INDEX_SETTINGS_BYTES <= AT_OVERLAY);
+const _: () = assert!(AT_WARN_FREE == 312 && AT_WARN_FREE + 8 == AT_OVERLAY);
 const OVERLAY_BYTES: usize = 8 + SEGMENT_RECORD_BYTES;
 /// Most records the overlay takes.
 pub const OVERLAY_MAX: usize = (AT_JOB_SETTINGS - AT_OVERLAY) / OVERLAY_BYTES;
@@ -253,6 +254,10 @@ impl RootPage {
         put(AT_NEXT_JOB, &self.next_job_id.to_le_bytes());
         put(AT_SNAPSHOTS, &self.snapshots.encode());
         put(AT_INDEX_SETTINGS, &self.settings.encode_index());
+        put(
+            AT_WARN_FREE,
+            &self.settings.encode_warn_free().to_le_bytes(),
+        );
         for (at, (segment, record)) in (AT_OVERLAY..).step_by(OVERLAY_BYTES).zip(&self.overlay) {
             put(at, &segment.0.to_le_bytes());
             put(at + 8, &record.encode());
@@ -301,7 +306,8 @@ impl RootPage {
                 bytes[AT_INDEX_SETTINGS..AT_INDEX_SETTINGS + INDEX_SETTINGS_BYTES]
                     .try_into()
                     .ok()?,
-            )?,
+            )?
+            .with_warn_free(u64_at(bytes, AT_WARN_FREE)?)?,
             next_job_id: u64_at(bytes, AT_NEXT_JOB)?,
             overlay: (AT_OVERLAY..)
                 .step_by(OVERLAY_BYTES)
@@ -351,6 +357,8 @@ mod tests {
                 read_errors_per_hour: 0x61,
                 stall_limit_ms: 0x7172,
                 scrub_interval_seconds: 0x8182,
+                warn_free_percent: 0,
+                warn_free_bytes: 0xe1e2,
                 ..Settings::default().kept
             },
             scrub_due_ms: 0x9192,

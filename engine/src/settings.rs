@@ -14,8 +14,9 @@
 //!   0  reclaim rate u64            |   8  dedup rate u64
 //!  16  dedup every, s, u64; 0: never, all ones: when idle
 //! ```
-//! Little-endian, 40, 16 and 24 bytes. Limits of 0 were never set: those with which the
-//! array was opened are in force.
+//! Little-endian, 40, 16 and 24 bytes. Limits of 0 were never set: those with
+//! which the array was opened are in force. The space below which is warned stands
+//! by itself: 0 for the default, bytes, or percent with the highest bit set.
 
 use crate::{
     api::{DedupSchedule, PoolSettings, SettingsChange},
@@ -40,6 +41,11 @@ const SCRUB_INTERVAL_SECONDS: u64 = 28 * 86_400;
 /// Below this a busy disk is taken for a dead one.
 const STALL_LIMIT_MS_MIN: u32 = 1000;
 
+/// Percent of the capacity below which is warned, unless something is set.
+const WARN_FREE_PERCENT: u32 = 10;
+/// Marks a percentage.
+const IS_PERCENT: u64 = 1 << 63;
+
 /// The settings, and what goes with them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -63,6 +69,8 @@ impl Default for Settings {
                 dedup_bytes_per_second: 0,
                 dedup_every: DedupSchedule::Off,
                 index_disk_bytes: 0,
+                warn_free_percent: WARN_FREE_PERCENT,
+                warn_free_bytes: 0,
             },
             scrub_due_ms: 0,
             index_dropped: false,
@@ -145,6 +153,35 @@ impl Settings {
         (flags & !INDEX_DROPPED == 0).then_some(self)
     }
 
+    /// The space below which is warned, as stored beside the rest.
+    pub(crate) fn encode_warn_free(&self) -> u64 {
+        match (self.kept.warn_free_bytes, self.kept.warn_free_percent) {
+            (0, WARN_FREE_PERCENT) => 0,
+            (0, percent) => IS_PERCENT | u64::from(percent),
+            (bytes, _) => bytes,
+        }
+    }
+
+    /// With what [`Self::encode_warn_free`] made; `None` for anything else.
+    pub(crate) fn with_warn_free(mut self, stored: u64) -> Option<Self> {
+        let (percent, bytes) = match stored {
+            0 => (WARN_FREE_PERCENT, 0),
+            bytes if bytes & IS_PERCENT == 0 => (0, bytes),
+            percent => (u32::try_from(percent & !IS_PERCENT).ok()?, 0),
+        };
+        self.kept.warn_free_percent = percent;
+        self.kept.warn_free_bytes = bytes;
+        (percent <= 100 && self.encode_warn_free() == stored).then_some(self)
+    }
+
+    /// Bytes of free space below which is warned.
+    pub(crate) fn warn_free(&self, capacity: u64) -> u64 {
+        match self.kept.warn_free_bytes {
+            0 => capacity / 100 * u64::from(self.kept.warn_free_percent),
+            bytes => bytes,
+        }
+    }
+
     /// The settings after a change.
     ///
     /// # Errors
@@ -193,7 +230,24 @@ impl Settings {
                 let message = format!("The index needs at least {INDEX_DISK_BYTES_MIN} bytes");
                 return Err(EngineError::new(ErrorKind::InvalidArgument, message));
             }
-            settings.kept.index_disk_bytes = bytes;
+            kept.index_disk_bytes = bytes;
+        }
+        match (change.warn_free_percent, change.warn_free_bytes) {
+            (None, None) => {}
+            (Some(percent @ 0..=100), None) => {
+                (kept.warn_free_percent, kept.warn_free_bytes) = (percent, 0);
+            }
+            (None, Some(bytes @ ..IS_PERCENT)) => {
+                (kept.warn_free_percent, kept.warn_free_bytes) = (0, bytes);
+            }
+            (Some(_), Some(_)) => {
+                let message = "A warning is given below a percentage or a size, not both";
+                return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+            }
+            _ => {
+                let message = "A warning is given below 0 to 100 percent, or less than 8 EiB";
+                return Err(EngineError::new(ErrorKind::InvalidArgument, message));
+            }
         }
         Ok(settings)
     }
@@ -337,6 +391,51 @@ mod tests {
         assert_eq!(Settings::default().with_index(&expected), Some(settings));
         expected[9] = 1;
         assert_eq!(Settings::default().with_index(&expected), None);
+    }
+
+    #[test]
+    fn a_warning_is_below_a_percentage_or_a_size_and_kept_as_either() {
+        let default = Settings::default();
+        assert_eq!(default.warn_free(1000), 100);
+        assert_eq!(default.encode_warn_free(), 0);
+        let percent = |percent| SettingsChange {
+            warn_free_percent: Some(percent),
+            ..change()
+        };
+        let bytes = |bytes| SettingsChange {
+            warn_free_bytes: Some(bytes),
+            ..change()
+        };
+        for (change, below, stored) in [
+            (percent(10), 100, 0),
+            (percent(0), 0, IS_PERCENT),
+            (percent(100), 1000, IS_PERCENT | 100),
+            (bytes(7), 7, 7),
+            (bytes(0), 0, IS_PERCENT),
+        ] {
+            let changed = default
+                .changed(&bytes(99))
+                .unwrap()
+                .changed(&change)
+                .unwrap();
+            assert_eq!(changed.warn_free(1000), below, "{change:?}");
+            assert_eq!(changed.encode_warn_free(), stored, "{change:?}");
+            assert_eq!(default.with_warn_free(stored), Some(changed));
+        }
+        for change in [
+            percent(101),
+            bytes(IS_PERCENT),
+            SettingsChange {
+                warn_free_bytes: Some(1),
+                ..percent(1)
+            },
+        ] {
+            let error = default.changed(&change).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{change:?}");
+        }
+        for stored in [IS_PERCENT | 101, IS_PERCENT | 10, u64::MAX] {
+            assert_eq!(default.with_warn_free(stored), None, "{stored:x}");
+        }
     }
 
     proptest! {

@@ -92,6 +92,7 @@ fn a_volume_changes_its_mode_under_its_clients_and_keeps_it_over_a_crash() {
     let change = VolumeChange {
         dedup: Some(DedupMode::Off),
         compression: Some(Compression::None),
+        ..VolumeChange::default()
     };
     pool.set_volume("a", &change).unwrap();
     let missing = pool.set_volume("b", &change).unwrap_err();

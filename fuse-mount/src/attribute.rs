@@ -1,18 +1,20 @@
 //! Extended attributes: what a volume is, and what new ones are to be.
 //!
 //! ```text
-//!   volumes/NAME  user.tessera.id, .dedup, .compression, .chunk-size,
-//!                 .mapped-bytes, .ratio, .compression-ratio, .shrink
+//!   volumes/NAME  user.tessera.id, .dedup, .compression, .chunk-size, .shrink,
+//!                 .mapped-bytes, .unique-bytes, .stored-bytes,
+//!                 .exclusive-bytes, .shared-bytes, .ratio, .compression-ratio
 //!   volumes       user.tessera.dedup, .compression, .chunk-size (of files to
 //!                 be created), .ratio, .compression-ratio
 //! ```
-//! Ratios are the whole pool's: chunks that volumes share belong to no one of
-//! them. What is set holds until the mount ends.
+//! Ratios of a file are the volume's own, those of the directory the pool's.
+//! Whether a volume may shrink is kept in the pool; what is set of the directory
+//! holds until the mount ends.
 
 use tessera_engine::api::{Compression, DedupMode, VolumeInfo, VolumeSpec};
 
 use crate::{
-    errno::Errno,
+    errno::{Errno, errno_of_management},
     node::Node,
     volumes::{Ratios, Volumes},
 };
@@ -20,12 +22,16 @@ use crate::{
 const PREFIX: &str = "user.tessera.";
 
 /// The attributes of a volume's file.
-const OF_VOLUMES: [&str; 8] = [
+const OF_VOLUMES: [&str; 12] = [
     "id",
     "dedup",
     "compression",
     "chunk-size",
     "mapped-bytes",
+    "unique-bytes",
+    "stored-bytes",
+    "exclusive-bytes",
+    "shared-bytes",
     "ratio",
     "compression-ratio",
     "shrink",
@@ -123,7 +129,7 @@ pub fn names_of_directory() -> Vec<u8> {
 pub fn of_volume(
     name: &[u8],
     volume: &VolumeInfo,
-    node: &Node,
+    is_growing: bool,
     volumes: &dyn Volumes,
 ) -> Result<String, Errno> {
     let key = key_of(name).ok_or(Errno::ENODATA)?;
@@ -135,11 +141,38 @@ pub fn of_volume(
     match key {
         "id" => Ok(volume.id.to_string()),
         "mapped-bytes" => Ok(volume.logical_bytes.to_string()),
-        "shrink" => Ok(if node.may_shrink() { "yes" } else { "no" }.to_owned()),
+        "shrink" => {
+            let may_shrink = volume.allow_shrink || is_growing;
+            Ok(if may_shrink { "yes" } else { "no" }.to_owned())
+        }
         _ => own
             .get(key)
-            .or_else(|| ratio(key, volumes))
+            .or_else(|| counted(key, volume.id, volumes))
             .ok_or(Errno::ENODATA),
+    }
+}
+
+/// What takes a count: nothing while there is none.
+fn counted(key: &str, id: u64, volumes: &dyn Volumes) -> Option<String> {
+    let of: fn(&VolumeInfo) -> Option<String> = match key {
+        "unique-bytes" => |volume| Some(volume.space.unique_bytes?.to_string()),
+        "stored-bytes" => |volume| Some(volume.space.stored_bytes?.to_string()),
+        "exclusive-bytes" => |volume| Some(volume.space.exclusive_bytes?.to_string()),
+        "shared-bytes" => |volume| Some(volume.space.shared_bytes?.to_string()),
+        "ratio" => |volume| Some(quotient(volume.logical_bytes, volume.space.unique_bytes?)),
+        "compression-ratio" => |volume| {
+            let VolumeInfo { space, .. } = volume;
+            Some(quotient(space.unique_bytes?, space.stored_bytes?))
+        },
+        _ => return None,
+    };
+    of(&volumes.counted(id)?)
+}
+
+fn quotient(above: u64, below: u64) -> String {
+    match below {
+        0 => "1.00".to_owned(),
+        below => format!("{:.2}", above as f64 / below as f64),
     }
 }
 
@@ -163,16 +196,22 @@ pub fn of_directory(
 ///
 /// # Errors
 /// EPERM for what is fixed, EINVAL for a value that makes no sense.
-pub fn set_of_volume(name: &[u8], value: &[u8], node: &Node) -> Result<(), Errno> {
-    match key_of(name).ok_or(Errno::EOPNOTSUPP)? {
+pub fn set_of_volume(
+    name: &[u8],
+    value: &[u8],
+    id: u64,
+    volumes: &dyn Volumes,
+) -> Result<(), Errno> {
+    let allowed = match key_of(name).ok_or(Errno::EOPNOTSUPP)? {
         "shrink" => match text(value)? {
-            "yes" => node.allow_shrink(true),
-            "no" => node.allow_shrink(false),
+            "yes" => true,
+            "no" => false,
             _ => return Err(Errno::EINVAL),
         },
         key => return Err(unknown(&OF_VOLUMES, key)),
-    }
-    Ok(())
+    };
+    let set = volumes.allow_shrink(id, allowed);
+    set.map_err(|error| errno_of_management(&error))
 }
 
 /// What exists cannot be set or removed; what does not is not ours to keep.

@@ -139,7 +139,7 @@ pub fn list(directory: Inode, volumes: &[VolumeInfo], cookie: u64) -> Option<Vec
 
 #[cfg(test)]
 mod tests {
-    use tessera_engine::api::{Compression, DedupMode};
+    use tessera_engine::api::{Compression, DedupMode, SpaceUse};
 
     use super::*;
 
@@ -152,6 +152,8 @@ mod tests {
             chunk_bytes: 4096,
             dedup: DedupMode::Inline,
             compression: Compression::Lz4,
+            allow_shrink: false,
+            space: SpaceUse::default(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! What a mount knows of a volume beyond the pool: when it was written, whether
-//! it may shrink, and how long its file is while it is still growing.
+//! What a mount knows of a volume beyond the pool: when it was written, and how
+//! long its file is while it is still growing.
 //!
 //! A volume has a fixed end, like a disk. Only a file that was created through
 //! the mount grows as it is written, until it is closed. Making a volume longer
@@ -20,7 +20,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -52,8 +52,6 @@ pub struct Node {
     id: u64,
     /// Nanoseconds since 1970. Programs such as rsync skip what has not changed.
     modified: AtomicU64,
-    /// The volume may be made smaller, and O_TRUNC empties it.
-    shrink: AtomicBool,
     apparent: AtomicU64,
     /// The volume's size as the mount left it while the file grows. Held for
     /// reading over a write that may grow, for writing over changes of size.
@@ -70,7 +68,6 @@ impl Node {
         Self {
             id,
             modified: AtomicU64::new(nanoseconds(modified)),
-            shrink: AtomicBool::new(false),
             apparent: AtomicU64::new(FIXED),
             reserved: RwLock::new(0),
             users: AtomicUsize::new(0),
@@ -109,14 +106,10 @@ impl Node {
         self.modified.store(nanoseconds(time), Ordering::Relaxed);
     }
 
-    /// Whether it may be made smaller.
-    pub fn may_shrink(&self) -> bool {
-        self.is_growing() || self.shrink.load(Ordering::Relaxed)
-    }
-
-    /// Allows or forbids to make it smaller.
-    pub fn allow_shrink(&self, allowed: bool) {
-        self.shrink.store(allowed, Ordering::Relaxed);
+    /// Whether it may be made smaller, and O_TRUNC empties it, where the volume
+    /// allows it or not.
+    pub fn may_shrink(&self, allowed: bool) -> bool {
+        allowed || self.is_growing()
     }
 
     pub(crate) fn enter(&self) {
@@ -234,17 +227,24 @@ impl Node {
         settled
     }
 
-    /// `truncate(2)` of a file whose volume has `actual` bytes.
+    /// `truncate(2)` of a file whose volume has `actual` bytes, and may be made
+    /// smaller or not.
     ///
     /// # Errors
     /// EPERM for a shorter file that may not shrink; what resizing says.
-    pub fn truncate(&self, volumes: &dyn Volumes, actual: u64, size: u64) -> Result<(), Errno> {
+    pub fn truncate(
+        &self,
+        volumes: &dyn Volumes,
+        actual: u64,
+        may_shrink: bool,
+        size: u64,
+    ) -> Result<(), Errno> {
         let mut reserved = self.reserved.write();
         let length = self.length(actual);
         if size == length {
             return Ok(());
         }
-        if size < length && !self.may_shrink() {
+        if size < length && !self.may_shrink(may_shrink) {
             return Err(Errno::EPERM);
         }
         if size > VOLUME_BYTES_MAX {

@@ -181,8 +181,9 @@ impl Shared {
         let node = self.node(volume.id);
         // Of what may not shrink, the end is as fixed as a disk's, and O_TRUNC
         // means as little.
-        if flags.0 & O_TRUNC != 0 && node.may_shrink() {
-            self.gated(|| node.truncate(self.volumes.as_ref(), volume.size_bytes, 0))?;
+        if flags.0 & O_TRUNC != 0 && node.may_shrink(volume.allow_shrink) {
+            let allowed = volume.allow_shrink;
+            self.gated(|| node.truncate(self.volumes.as_ref(), volume.size_bytes, allowed, 0))?;
         }
         let disk = self.volumes.open(&volume.name).ok_or(Errno::ENOENT)?;
         // It may have been renamed in between, and another have got the name.
@@ -270,7 +271,8 @@ impl Shared {
     pub(crate) fn truncate(&self, ino: INodeNo, size: u64) -> Result<(), Errno> {
         let volume = self.changeable(ino)?;
         let node = self.node(volume.id);
-        self.gated(|| node.truncate(self.volumes.as_ref(), volume.size_bytes, size))
+        let allowed = volume.allow_shrink;
+        self.gated(|| node.truncate(self.volumes.as_ref(), volume.size_bytes, allowed, size))
     }
 
     pub(crate) fn set_modified(&self, ino: INodeNo, time: SystemTime) {
@@ -298,7 +300,7 @@ impl Shared {
             Inode::Volume(_) => {
                 let volume = self.volume(ino)?;
                 let node = self.node(volume.id);
-                self.gated(|| attribute::of_volume(name, &volume, &node, volumes))
+                self.gated(|| attribute::of_volume(name, &volume, node.is_growing(), volumes))
             }
         }
     }
@@ -314,8 +316,9 @@ impl Shared {
             Inode::Root | Inode::Snapshots => Err(Errno::EOPNOTSUPP),
             Inode::Volumes => self.defaults.lock().set(name, value),
             Inode::Volume(_) => {
-                let node = self.node(self.changeable(ino)?.id);
-                attribute::set_of_volume(name, value, &node)
+                let id = self.changeable(ino)?.id;
+                let volumes = self.volumes.as_ref();
+                self.gated(|| attribute::set_of_volume(name, value, id, volumes))
             }
         }
     }

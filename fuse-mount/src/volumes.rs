@@ -7,7 +7,7 @@ use std::{
 
 use tessera_engine::{
     EngineError, ErrorKind,
-    api::{VolumeInfo, VolumeSpec},
+    api::{VolumeChange, VolumeInfo, VolumeSpec},
     disk::Disk,
     pool::Pool,
 };
@@ -62,6 +62,13 @@ pub trait Volumes: Send + Sync + 'static {
     fn space(&self) -> Space;
     /// What the pool saves, counted exactly; may take a while.
     fn ratios(&self) -> Ratios;
+    /// A volume or a snapshot with what it takes; may take a while.
+    fn counted(&self, id: u64) -> Option<VolumeInfo>;
+    /// Says whether a volume may be made smaller.
+    ///
+    /// # Errors
+    /// As [`Pool::set_volume`].
+    fn allow_shrink(&self, id: u64, allowed: bool) -> Result<(), EngineError>;
     /// Makes a volume.
     ///
     /// # Errors
@@ -87,6 +94,14 @@ pub trait Volumes: Send + Sync + 'static {
 fn with_time((snapshot, unix_ms): (VolumeInfo, u64)) -> (VolumeInfo, SystemTime) {
     let taken = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
     (snapshot, taken.unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+/// The name that a volume has now.
+fn named(pool: &Pool, id: u64) -> Result<String, EngineError> {
+    let volume = pool.glance_at_id(id);
+    let volume = volume
+        .ok_or_else(|| EngineError::new(ErrorKind::NotFound, "The volume has been deleted"))?;
+    Ok(volume.name)
 }
 
 /// Volumes cannot have such names.
@@ -141,15 +156,25 @@ impl Volumes for Pool {
         }
     }
 
+    fn counted(&self, id: u64) -> Option<VolumeInfo> {
+        self.counted_at_id(id)
+    }
+
+    fn allow_shrink(&self, id: u64, allowed: bool) -> Result<(), EngineError> {
+        let change = VolumeChange {
+            allow_shrink: Some(allowed),
+            ..VolumeChange::default()
+        };
+        self.set_volume(&named(self, id)?, &change)?;
+        Ok(())
+    }
+
     fn create(&self, spec: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
         self.create_volume(spec)
     }
 
     fn resize(&self, id: u64, size_bytes: u64) -> Result<(), EngineError> {
-        let volume = self
-            .glance_at_id(id)
-            .ok_or_else(|| EngineError::new(ErrorKind::NotFound, "The volume has been deleted"))?;
-        self.resize_volume(&volume.name, size_bytes, true)?;
+        self.resize_volume(&named(self, id)?, size_bytes, true)?;
         Ok(())
     }
 

@@ -20,7 +20,8 @@ use crate::{
     tessera pool set tank --rebuild-rate 200M --scrub-rate 50M\n  \
     tessera pool set tank --stall-limit 10 --scrub-interval 2592000\n  \
     tessera pool set tank --dedup-every idle --dedup-rate 100M\n  \
-    tessera pool set tank --index-disk 4G")]
+    tessera pool set tank --index-disk 4G\n  \
+    tessera pool set tank --warn-free 15%")]
 pub(crate) struct Set {
     /// The pool's directory
     dir: PathBuf,
@@ -52,6 +53,10 @@ pub(crate) struct Set {
     /// Most bytes of the fingerprint index on disk; 0 means no limit
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     index_disk: Option<u64>,
+    /// Free space below which is warned: a percentage of the capacity, or a
+    /// size; 0 means never
+    #[arg(long, value_name = "PERCENT%|SIZE", value_parser = warn_free)]
+    warn_free: Option<WarnFree>,
     /// Show the settings as JSON
     #[arg(long)]
     json: bool,
@@ -70,6 +75,8 @@ impl Set {
             dedup_bytes_per_second: self.dedup_rate,
             dedup_every: self.dedup_every,
             index_disk_bytes: self.index_disk,
+            warn_free_percent: self.warn_free.and_then(WarnFree::percent),
+            warn_free_bytes: self.warn_free.and_then(WarnFree::bytes),
         };
         let changes = change != SettingsChange::default();
         let intent = if changes {
@@ -118,6 +125,39 @@ fn parse_schedule(text: &str) -> Result<DedupSchedule, String> {
         .ok_or_else(|| "the time is longer than a century".to_owned())
 }
 
+/// A mark for free space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WarnFree {
+    Percent(u32),
+    Bytes(u64),
+}
+
+impl WarnFree {
+    fn percent(self) -> Option<u32> {
+        match self {
+            Self::Percent(percent) => Some(percent),
+            Self::Bytes(_) => None,
+        }
+    }
+
+    fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Percent(_) => None,
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
+fn warn_free(text: &str) -> Result<WarnFree, String> {
+    match text.strip_suffix('%') {
+        Some(number) => match number.parse() {
+            Ok(percent @ 0..=100) => Ok(WarnFree::Percent(percent)),
+            _ => Err("a percentage is a whole number from 0% to 100%".to_owned()),
+        },
+        None => size::parse(text).map(WarnFree::Bytes),
+    }
+}
+
 fn render(settings: &PoolSettings) -> String {
     let rate = |bytes| match bytes {
         0 => "no limit".to_owned(),
@@ -136,9 +176,14 @@ fn render(settings: &PoolSettings) -> String {
         DedupSchedule::Idle => "when nothing is written".to_owned(),
         DedupSchedule::Seconds(seconds) => format!("every {seconds} s"),
     };
+    let warn_free = match (settings.warn_free_bytes, settings.warn_free_percent) {
+        (0, 0) => "never".to_owned(),
+        (0, percent) => format!("below {percent}% of the capacity"),
+        (bytes, _) => format!("below {}", size::format(bytes)),
+    };
     format!(
         "Rebuild rate:  {}\nScrub rate:    {}\nReclaim rate:  {}\nDedup rate:    {}\nRead errors:   {} an hour fail a member\n\
-         Stall limit:   {} s\nScrub:         {interval}\nDedup:         {dedup}\nIndex:         {index}\n",
+         Stall limit:   {} s\nScrub:         {interval}\nDedup:         {dedup}\nIndex:         {index}\nWarn of space: {warn_free}\n",
         rate(settings.rebuild_bytes_per_second),
         rate(settings.scrub_bytes_per_second),
         rate(settings.reclaim_bytes_per_second),
@@ -153,6 +198,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mark_for_free_space_is_a_percentage_or_a_size() {
+        assert_eq!(warn_free("15%"), Ok(WarnFree::Percent(15)));
+        assert_eq!(warn_free("2G"), Ok(WarnFree::Bytes(2 << 30)));
+        for text in ["101%", "%", "-1%", "x", "1.5%"] {
+            assert!(warn_free(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn zero_is_shown_as_what_it_means() {
         let text = render(&PoolSettings {
             rebuild_bytes_per_second: 0,
@@ -164,6 +218,8 @@ mod tests {
             dedup_bytes_per_second: 0,
             dedup_every: DedupSchedule::Idle,
             index_disk_bytes: 3 << 30,
+            warn_free_percent: 0,
+            warn_free_bytes: 1 << 30,
         });
         for part in [
             "no limit",
@@ -174,6 +230,7 @@ mod tests {
             "7M/s",
             "when nothing is written",
             "at most 3G on disk",
+            "below 1G",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

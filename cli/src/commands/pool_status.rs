@@ -9,7 +9,7 @@ use super::{index_view, job_view, member_list};
 use crate::{
     access::{self, Intent, StatusAnswer},
     args::Globals,
-    output, size,
+    moment, output, size,
 };
 
 /// Show a pool's health and space
@@ -70,6 +70,9 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
     if let Some(reason) = &pool.stopped {
         line("Stopped", reason.clone());
     }
+    for warning in &pool.warnings {
+        line("Warning", warning.message.clone());
+    }
     if let Some(losses) = &pool.losses {
         for volume in &losses.volumes {
             line(
@@ -81,7 +84,14 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
     line("Capacity", size::format(pool.capacity_bytes));
     line(
         "Free",
-        format!("{} of unique data", size::format(pool.free_bytes)),
+        match pool.reclaimable_bytes {
+            Some(more @ 1..) => format!(
+                "{} of unique data, and about {} more once reclaimed",
+                size::format(pool.free_bytes),
+                size::format(more)
+            ),
+            _ => format!("{} of unique data", size::format(pool.free_bytes)),
+        },
     );
     line(
         "Mapped",
@@ -114,6 +124,16 @@ pub(crate) fn render(dir: &Path, answer: &StatusAnswer) -> String {
             pool.compression_ratio
         ),
     );
+    if !pool.counted_exactly {
+        let counted = pool.counted_unix_ms.map(moment::format);
+        line(
+            "Counted",
+            match counted {
+                Some(at) => format!("as of {at}, by samples: an estimate"),
+                None => "not yet: what is unique and stored includes what is dead".to_owned(),
+            },
+        );
+    }
     line("Index", index_view::line(&pool.index));
     line("I/O", pool.io_engine.clone());
     match &answer.server {

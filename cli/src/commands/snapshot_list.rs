@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tessera_engine::api::SnapshotInfo;
 
+use super::volume_show::bytes;
 use crate::{
     access::{self, Intent},
     args::Globals,
@@ -52,6 +53,9 @@ pub(super) fn render(snapshots: &[SnapshotInfo]) -> String {
         ("TAKEN", Align::Left),
         ("SIZE", Align::Right),
         ("MAPPED", Align::Right),
+        ("STORED", Align::Right),
+        ("EXCLUSIVE", Align::Right),
+        ("SHARED", Align::Right),
     ]);
     for snapshot in snapshots {
         table.row(vec![
@@ -59,6 +63,9 @@ pub(super) fn render(snapshots: &[SnapshotInfo]) -> String {
             moment::format(snapshot.taken_unix_ms),
             size::format(snapshot.size_bytes),
             size::format(snapshot.logical_bytes),
+            bytes(snapshot.space.stored_bytes),
+            bytes(snapshot.space.exclusive_bytes),
+            bytes(snapshot.space.shared_bytes),
         ]);
     }
     table.render(0)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tessera_engine::api::VolumeInfo;
 
-use super::volume_show::compression_name;
+use super::volume_show::{bytes, compression_name};
 use crate::{
     access::{self, Intent},
     args::Globals,
@@ -44,6 +44,9 @@ fn render(volumes: &[VolumeInfo]) -> String {
         ("NAME", Align::Left),
         ("SIZE", Align::Right),
         ("MAPPED", Align::Right),
+        ("STORED", Align::Right),
+        ("EXCLUSIVE", Align::Right),
+        ("SHARED", Align::Right),
         ("CHUNK", Align::Right),
         ("DEDUP", Align::Left),
         ("COMPRESSION", Align::Left),
@@ -53,6 +56,9 @@ fn render(volumes: &[VolumeInfo]) -> String {
             volume.name.clone(),
             size::format(volume.size_bytes),
             size::format(volume.logical_bytes),
+            bytes(volume.space.stored_bytes),
+            bytes(volume.space.exclusive_bytes),
+            bytes(volume.space.shared_bytes),
             size::format(u64::from(volume.chunk_bytes)),
             volume.dedup.name().to_owned(),
             compression_name(volume.compression).to_owned(),

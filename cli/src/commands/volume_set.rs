@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tessera_engine::api::VolumeChange;
 
 use super::{
@@ -15,6 +15,13 @@ use crate::{
     output, suggest,
 };
 
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 /// Show a volume's settings, or change some
 ///
 /// They hold at once for new writes, also while clients use the volume. What
@@ -22,7 +29,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tessera volume set tank vm1 --dedup post\n  \
-    tessera volume set tank vm1 --dedup off --compression none --json")]
+    tessera volume set tank vm1 --dedup off --compression none --json\n  \
+    tessera volume set tank vm1 --allow-shrink on")]
 pub(crate) struct Set {
     /// The pool's directory
     dir: PathBuf,
@@ -34,6 +42,9 @@ pub(crate) struct Set {
     /// Whether new writes are compressed
     #[arg(long, value_enum)]
     compression: Option<CompressionArg>,
+    /// Whether truncating its file in a mount makes it smaller
+    #[arg(long, value_enum, value_name = "ON|OFF")]
+    allow_shrink: Option<Switch>,
     /// Show the volume as JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +55,7 @@ impl Set {
         let change = VolumeChange {
             dedup: self.dedup.map(Into::into),
             compression: self.compression.map(Into::into),
+            allow_shrink: self.allow_shrink.map(|switch| switch == Switch::On),
         };
         let changes = change != VolumeChange::default();
         let intent = if changes {

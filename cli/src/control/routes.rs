@@ -226,7 +226,7 @@ fn change(
         (None, false, None, true) => pool.set_volume(name, &treatment),
         _ => Err(Failure::new(
             Kind::InvalidArgument,
-            "A change is size_bytes, with force to shrink, or name, or dedup and compression",
+            "A change is size_bytes, with force to shrink, or name, or dedup, compression and allow_shrink",
         )),
     }
 }

@@ -188,6 +188,9 @@ pub(super) struct ChangeBody {
     /// How new writes are compressed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) compression: Option<Compression>,
+    /// Whether it may be made smaller through a mount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) allow_shrink: Option<bool>,
 }
 
 impl ChangeBody {
@@ -196,6 +199,7 @@ impl ChangeBody {
         VolumeChange {
             dedup: self.dedup,
             compression: self.compression,
+            allow_shrink: self.allow_shrink,
         }
     }
 }

@@ -185,6 +185,11 @@ impl TestPool {
     }
 
     pub(crate) fn create(level: &str, files: usize) -> Self {
+        Self::create_of(level, files, MEMBER_BYTES)
+    }
+
+    /// Files of so many bytes each.
+    pub(crate) fn create_of(level: &str, files: usize, member_bytes: u64) -> Self {
         let root = scratch();
         let dir = root.path().join("pool");
         let made = tessera([
@@ -196,7 +201,7 @@ impl TestPool {
             "--files".as_ref(),
             files.to_string().as_ref(),
             "--file-size".as_ref(),
-            MEMBER_BYTES.to_string().as_ref(),
+            member_bytes.to_string().as_ref(),
         ]);
         made.ok();
         Self { root, dir }

@@ -15,7 +15,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_dedup::{Entry, EntryKind};
 
 use super::{
-    MapError, PageBytes, PageOwner, PageSource, Pointer, Tree, TreeShape,
+    INDEX_LIMIT, MapError, PageBytes, PageOwner, PageSource, Pointer, Tree, TreeShape,
     page::{entry_at, pointer_at},
     read_pages,
     tree::to_u64,
@@ -55,28 +55,75 @@ pub fn differences(
         source,
         first: range.start,
         end: range.end,
-        stack: Vec::new(),
+        stack: stack_of(one, two),
         ranges: Vec::new(),
         max_ranges: max_ranges.max(1),
         pages_left: max_pages,
+        see: None,
     };
-    let height = one.height.max(two.height);
-    if height > 0 {
-        let side = |tree: &Tree| Side {
-            pointer: tree.root,
-            level: tree.height.saturating_sub(1),
-        };
-        search.stack.push(Pair {
-            sides: [side(one), side(two)],
-            level: height - 1,
-            index: 0,
-        });
-    }
     let end = search.run()?;
     Ok(Differences {
         ranges: search.ranges,
         end,
     })
+}
+
+/// What one of two trees has and the other has not, at least at that place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    /// A page. Some may be told twice.
+    Page(Pointer),
+    /// An entry that names stored bytes.
+    Entry(Entry),
+}
+
+/// Tells what the first tree has otherwise than the second (`false`) and the
+/// second otherwise than the first (`true`), from `first` on, until about
+/// `max_pages` pages have been read. Says where to go on (`None` at the end), and
+/// how many pages were read.
+///
+/// # Errors
+/// A page that cannot be read or makes no sense; it cannot be gone on with.
+///
+/// # Panics
+/// If a tree is not one of entries.
+pub fn exchanges(
+    (one, two): (&Tree, &Tree),
+    source: &dyn PageSource,
+    first: u64,
+    max_pages: usize,
+    see: &mut dyn FnMut(bool, Only),
+) -> Result<(Option<u64>, usize), MapError> {
+    assert!(one.shape.holds_entries() && two.shape.holds_entries());
+    let mut search = Search {
+        trees: [one.id, two.id],
+        source,
+        first,
+        end: INDEX_LIMIT,
+        stack: stack_of(one, two),
+        ranges: Vec::new(),
+        max_ranges: 0,
+        pages_left: max_pages,
+        see: Some(see),
+    };
+    let end = search.run()?;
+    let read = max_pages - search.pages_left;
+    Ok(((end < INDEX_LIMIT).then_some(end), read))
+}
+
+/// The pair of roots.
+fn stack_of(one: &Tree, two: &Tree) -> Vec<Pair> {
+    let height = one.height.max(two.height);
+    let side = |tree: &Tree| Side {
+        pointer: tree.root,
+        level: tree.height.saturating_sub(1),
+    };
+    let roots = height.checked_sub(1).map(|level| Pair {
+        sides: [side(one), side(two)],
+        level,
+        index: 0,
+    });
+    roots.into_iter().collect()
 }
 
 /// What one tree has at a place.
@@ -130,6 +177,8 @@ struct Search<'a> {
     ranges: Vec<Range<u64>>,
     max_ranges: usize,
     pages_left: usize,
+    /// Is told of single pages and entries; then no ranges are made.
+    see: Option<&'a mut dyn FnMut(bool, Only)>,
 }
 
 /// A pair of pages, where there are any.
@@ -152,7 +201,9 @@ impl Search<'_> {
             let absent = pair.sides.iter().all(|side| !side.pointer.is_page());
             if absent {
                 // One of them is lost.
-                if let Err(at) = self.found(first, end) {
+                if self.see.is_none()
+                    && let Err(at) = self.found(first, end)
+                {
                     return Ok(at);
                 }
             } else if pair.level > 0 {
@@ -202,6 +253,12 @@ impl Search<'_> {
         let mut pages: Vec<Pages> = vec![[None, None]; pairs.len()];
         for ((at, side), page) in wanted.into_iter().zip(read) {
             pages[at][side] = Some(page?);
+            // Those that begin before were told of by the search before.
+            if let Some(see) = &mut self.see
+                && pairs[at].range().0 >= self.first
+            {
+                see(side == 1, Only::Page(pairs[at].sides[side].pointer));
+            }
         }
         Ok(pages)
     }
@@ -251,9 +308,17 @@ impl Search<'_> {
                 None => Ok(pair.sides[side].pointer.entry),
             };
             let index = first + to_u64(slot);
-            if !same(entry(0)?, entry(1)?)
-                && let Err(at) = self.found(index, index + 1)
-            {
+            let (one, two) = (entry(0)?, entry(1)?);
+            if same(one, two) {
+                continue;
+            }
+            if let Some(see) = &mut self.see {
+                for (is_second, entry) in [(false, one), (true, two)] {
+                    if entry.is_stored() {
+                        see(is_second, Only::Entry(entry));
+                    }
+                }
+            } else if let Err(at) = self.found(index, index + 1) {
                 return Ok(Err(at));
             }
         }

@@ -45,7 +45,7 @@ mod tests;
 
 use std::sync::Arc;
 
-pub use diff::{Differences, differences};
+pub use diff::{Differences, Only, differences, exchanges};
 pub use error::{Damage, MapError, StoreError, StoreErrorKind};
 pub use layer::{Change, Changes, Layer};
 pub use lookup::{lookup, lookup_many, lookup_record};

@@ -152,6 +152,10 @@ pub(crate) struct Engine {
     pub(crate) volumes: RwLock<Volumes>,
     pub(crate) epochs: Epochs,
     pub(crate) accounting: Mutex<Accounting>,
+    /// Counts passes that freed segments.
+    pub(crate) frees: AtomicU64,
+    /// Space was low when somebody last looked, and the log says so.
+    pub(crate) space_is_low: AtomicBool,
     pub(crate) reclaim: Mutex<ReclaimState>,
     /// Segments whose pages a checkpoint writes anew when it comes across them.
     pub(crate) evacuating: Mutex<Arc<BTreeSet<SegmentId>>>,

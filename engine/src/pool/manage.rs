@@ -86,6 +86,7 @@ impl Engine {
             chunk_bytes: spec.chunk_bytes,
             dedup: spec.dedup,
             compression: spec.compression,
+            allow_shrink: false,
             tree: Tree::empty(id, TreeShape::VOLUME),
             stored_chunks: 0,
         }));
@@ -204,6 +205,7 @@ impl Engine {
             let mut inner = volume.state.write();
             inner.dedup = change.dedup.unwrap_or(inner.dedup);
             inner.compression = change.compression.unwrap_or(inner.compression);
+            inner.allow_shrink = change.allow_shrink.unwrap_or(inner.allow_shrink);
             drop(inner);
             self.put_record(&mut state, &volume);
         }
@@ -276,6 +278,14 @@ impl Engine {
         Some(volume.record().info())
     }
 
+    pub(crate) fn counted_at_id(&self, id: u64) -> Option<VolumeInfo> {
+        self.refresh_counts();
+        let snapshot = || Some(self.glance_snapshot_at_id(id)?.0);
+        let info = self.glance_at_id(id).or_else(snapshot)?;
+        let space = self.space_use(id).unwrap_or(info.space);
+        Some(VolumeInfo { space, ..info })
+    }
+
     /// All data the segments can hold, and what of it is still writable.
     pub(crate) fn space(&self) -> (u64, u64) {
         let capacity = u64::from(self.table.len()) * self.usable_segment_bytes();
@@ -284,17 +294,24 @@ impl Engine {
 
     pub(crate) fn volume_infos(&self) -> Vec<VolumeInfo> {
         self.refresh_counts();
-        self.volumes
-            .read()
-            .by_name
-            .values()
-            .map(|volume| volume.record().info())
-            .collect()
+        let account = self.account();
+        let volumes = self.volumes.read();
+        let infos = volumes.by_name.values().map(|volume| {
+            let account = account.as_ref();
+            let counted = account.and_then(|account| account.owners.get(&volume.id).copied());
+            let info = volume.record().info();
+            let space = counted.unwrap_or(info.space);
+            VolumeInfo { space, ..info }
+        });
+        infos.collect()
     }
 
     pub(crate) fn volume_info(&self, name: &str) -> Result<VolumeInfo, EngineError> {
         self.refresh_counts();
-        Ok(self.volume_by_name(name)?.record().info())
+        let volume = self.volume_by_name(name)?;
+        let info = volume.record().info();
+        let space = self.space_use(volume.id).unwrap_or(info.space);
+        Ok(VolumeInfo { space, ..info })
     }
 
     /// Counts of mapped chunks are exact as of the newest checkpoint: take one.
@@ -313,7 +330,13 @@ impl Engine {
         let array = self.array.status();
         let failed = self.failure.lock().is_some();
         let counts = self.table.counts();
-        let usage = self.usage();
+        let account = self.account();
+        let (unique_bytes, stored_bytes) = match &account {
+            Some(account) => (account.unique_bytes, account.stored_bytes),
+            // Dead chunks included: better than nothing.
+            None => (counts.logical_bytes, counts.stored_bytes),
+        };
+        let account = account.as_deref();
         let snapshots = self.volumes.read().snapshots.len() as u64;
         let volumes: Vec<VolumeInfo> = self
             .volumes
@@ -349,16 +372,20 @@ impl Engine {
             stripe_unit_bytes: u64::from(self.array.current_layout().stripe_unit_bytes),
             capacity_bytes: u64::from(self.table.len()) * self.usable_segment_bytes(),
             free_bytes: self.available_bytes().unwrap_or(0),
+            reclaimable_bytes: account.map(|account| account.reclaimable_bytes),
             logical_bytes,
-            unique_bytes: usage.unique_bytes,
-            stored_bytes: usage.stored_bytes,
-            dedup_ratio: ratio(logical_bytes, usage.unique_bytes),
-            compression_ratio: ratio(usage.unique_bytes, usage.stored_bytes),
+            unique_bytes,
+            stored_bytes,
+            dedup_ratio: ratio(logical_bytes, unique_bytes),
+            compression_ratio: ratio(unique_bytes, stored_bytes),
             io_engine: self.array.io_engine().to_owned(),
             served: false,
             volumes: volumes.len() as u64,
             snapshots,
-            snapshot_bytes: usage.snapshot_bytes,
+            snapshot_bytes: account.map_or(0, |account| account.snapshot_bytes),
+            counted_unix_ms: account.map(|account| account.taken_unix_ms),
+            counted_exactly: account.is_some_and(|account| account.exact),
+            warnings: self.warnings(),
             index_entries: self.index.entries(),
             index_state: match self.index.state() {
                 IndexState::Ready => "ready".to_owned(),

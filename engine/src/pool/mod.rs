@@ -267,6 +267,12 @@ impl Pool {
         self.engine.glance()
     }
 
+    /// A volume or a snapshot by its id, with what it takes; the latter may have
+    /// to be counted, and that takes a while.
+    pub fn counted_at_id(&self, id: u64) -> Option<VolumeInfo> {
+        self.engine.counted_at_id(id)
+    }
+
     /// One volume as [`Pool::glance`] shows it.
     pub fn glance_at(&self, name: &str) -> Option<VolumeInfo> {
         self.engine.glance_at(name)

@@ -234,6 +234,8 @@ impl Engine {
             volumes: RwLock::new(volumes),
             epochs: Epochs::default(),
             accounting: Mutex::default(),
+            frees: Default::default(),
+            space_is_low: Default::default(),
             reclaim: Mutex::default(),
             evacuating: Mutex::default(),
             unnamed_copies: Mutex::default(),

@@ -250,6 +250,7 @@ impl Replay<'_, '_> {
                     inner.size_bytes = record.size_bytes;
                     inner.dedup = record.dedup;
                     inner.compression = record.compression;
+                    inner.allow_shrink = record.allow_shrink;
                     inner.record_changed = true;
                     drop(inner);
                     volumes.insert(volume);

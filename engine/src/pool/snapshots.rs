@@ -25,7 +25,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    api::{SnapshotInfo, VolumeInfo},
+    api::{SnapshotInfo, SpaceUse, VolumeInfo},
     catalogue::{VolumeRecord, check_name, check_name_of},
     error::{EngineError, ErrorKind},
     map::{Layer, Tree, TreeShape},
@@ -63,6 +63,7 @@ impl Snapshot {
             chunk_bytes: record.chunk_bytes,
             dedup: record.dedup,
             compression: record.compression,
+            allow_shrink: false,
             tree: record.tree,
             stored_chunks: record.stored_chunks,
         });
@@ -98,7 +99,7 @@ impl Snapshot {
         self.disk.state.read().view.clone()
     }
 
-    fn info(&self, volume: &str) -> SnapshotInfo {
+    fn info(&self, volume: &str, space: SpaceUse) -> SnapshotInfo {
         let state = self.disk.state.read();
         let chunk_bytes = u64::from(self.disk.chunk_bytes);
         SnapshotInfo {
@@ -108,6 +109,7 @@ impl Snapshot {
             size_bytes: state.size_bytes,
             logical_bytes: state.view.stored_chunks * chunk_bytes,
             taken_unix_ms: self.taken_unix_ms,
+            space,
         }
     }
 }
@@ -329,7 +331,7 @@ impl Engine {
             self.signals.maintenance.ring();
         }
         self.commit_management()?;
-        Ok(snapshot.info(volume))
+        Ok(snapshot.info(volume, SpaceUse::default()))
     }
 
     /// R11: an operation answers after its commit.
@@ -457,6 +459,7 @@ impl Engine {
                 chunk_bytes: snapshot.disk.chunk_bytes,
                 dedup: inner.dedup,
                 compression: inner.compression,
+                allow_shrink: false,
                 tree: Tree::empty(id, TreeShape::VOLUME),
                 stored_chunks: 0,
             }
@@ -502,6 +505,7 @@ impl Engine {
         volume: Option<&str>,
     ) -> Result<Vec<SnapshotInfo>, EngineError> {
         self.refresh_counts();
+        let account = self.account();
         let volumes = self.volumes.read();
         let of: Vec<(&String, &Arc<Volume>)> = match volume {
             None => volumes.by_name.iter().collect(),
@@ -516,7 +520,11 @@ impl Engine {
             let mut snapshots: Vec<&Arc<Snapshot>> =
                 named.into_iter().flat_map(BTreeMap::values).collect();
             snapshots.sort_unstable_by_key(|snapshot| snapshot.id);
-            infos.extend(snapshots.into_iter().map(|snapshot| snapshot.info(name)));
+            infos.extend(snapshots.into_iter().map(|snapshot| {
+                let account = account.as_ref();
+                let space = account.and_then(|account| account.owners.get(&snapshot.id).copied());
+                snapshot.info(name, space.unwrap_or_default())
+            }));
         }
         Ok(infos)
     }

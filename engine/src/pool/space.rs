@@ -18,7 +18,10 @@ use tessera_dedup::summary;
 use tessera_raid::{device::BLOCK_BYTES, sabotage::broken};
 
 use super::{CheckpointKind, engine::Engine, snapshots::UNFOLDED_MAX};
-use crate::error::{EngineError, ErrorKind};
+use crate::{
+    api::{Warning, WarningKind},
+    error::{EngineError, ErrorKind},
+};
 
 /// Pages per change run besides its leaves: one for each inner level.
 const INNER_PAGES: u64 = 3;
@@ -185,5 +188,57 @@ impl Engine {
         let counts = self.table.counts();
         let total = u64::from(self.table.len());
         u64::from(counts.free) < self.reserve_segments() + total / 4
+    }
+}
+
+/// Free space must rise this much beyond the mark, in percent of it, before
+/// crossing the mark is news again.
+const NEWS_PERCENT: u64 = 125;
+
+/// What there is to say of the space.
+impl Engine {
+    /// What an administrator should know of.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        let (capacity, free) = self.space();
+        let below = self.settings.lock().warn_free(capacity);
+        if free > 0 && free >= below {
+            return Vec::new();
+        }
+        let (kind, message) = match free {
+            0 => (
+                WarningKind::Full,
+                "The pool is full: new data is refused. Delete or discard something, or add space"
+                    .to_owned(),
+            ),
+            free => (
+                WarningKind::LowSpace,
+                format!(
+                    "Space is low: {} MiB of unique data ({}%) can still be written, less than {} MiB",
+                    free >> 20,
+                    free / (capacity / 100).max(1),
+                    below >> 20
+                ),
+            ),
+        };
+        vec![Warning { kind, message }]
+    }
+
+    /// Logs once when space becomes low, and once when it is no longer.
+    pub(crate) fn watch_space(&self) {
+        let (capacity, free) = self.space();
+        let below = self.settings.lock().warn_free(capacity);
+        let was_low = self.space_is_low.load(Ordering::Relaxed);
+        let enough = free > 0 && free / NEWS_PERCENT * 100 >= below;
+        match self.warnings().first() {
+            Some(warning) if !was_low => {
+                tracing::warn!("{}", warning.message);
+                self.space_is_low.store(true, Ordering::Relaxed);
+            }
+            None if was_low && enough => {
+                tracing::info!(free, "Space is no longer low");
+                self.space_is_low.store(false, Ordering::Relaxed);
+            }
+            _ => {}
+        }
     }
 }

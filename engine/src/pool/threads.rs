@@ -238,6 +238,11 @@ impl Engine {
             self.checkpoint_now(CheckpointKind::Normal)?;
         }
         self.punch_cleared();
+        if self.account_step() {
+            // The next turn at once, and in between whatever else is due.
+            self.signals.maintenance.ring();
+        }
+        self.watch_space();
         if self.is_low_on_space() && self.reclaim_may_help() {
             self.reclaim_pass()?;
         }

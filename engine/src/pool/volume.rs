@@ -37,6 +37,7 @@ pub(crate) struct VolumeState {
     pub(crate) size_bytes: u64,
     pub(crate) dedup: DedupMode,
     pub(crate) compression: Compression,
+    pub(crate) allow_shrink: bool,
     /// Changes since the last rotation.
     pub(crate) active: Layer,
     /// What they lie upon.
@@ -55,6 +56,7 @@ impl Volume {
                 size_bytes: record.size_bytes,
                 dedup: record.dedup,
                 compression: record.compression,
+                allow_shrink: record.allow_shrink,
                 active: Layer::new(),
                 view: View::of_pages(record.tree, record.stored_chunks),
                 record_changed: false,
@@ -85,6 +87,7 @@ impl Volume {
             chunk_bytes: self.chunk_bytes,
             dedup: state.dedup,
             compression: state.compression,
+            allow_shrink: state.allow_shrink,
             tree: state.view.tree,
             stored_chunks: state.view.stored_chunks,
         }

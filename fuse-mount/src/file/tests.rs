@@ -130,6 +130,12 @@ impl Volumes for OneVolume {
     fn ratios(&self) -> Ratios {
         unreachable!("files do not ask")
     }
+    fn counted(&self, _: u64) -> Option<VolumeInfo> {
+        unreachable!("files do not ask")
+    }
+    fn allow_shrink(&self, _: u64, _: bool) -> Result<(), EngineError> {
+        unreachable!("files do not say")
+    }
     fn create(&self, _: &VolumeSpec) -> Result<VolumeInfo, EngineError> {
         unreachable!("files do not make files")
     }
@@ -239,12 +245,12 @@ fn a_file_shrinks_only_where_that_is_allowed() {
     let disk = MemoryDisk::new(4, 0);
     let volumes = volumes(&disk);
     let node = Node::new(1, SystemTime::UNIX_EPOCH);
-    let truncate = |size| node.truncate(volumes.as_ref(), disk.size(), size);
+    let truncate = |size| node.truncate(volumes.as_ref(), disk.size(), false, size);
     assert_eq!(truncate(63), Err(Errno::EPERM));
     assert_eq!(truncate(64), Ok(()));
     assert_eq!(truncate(100), Ok(()));
     assert_eq!(truncate(u64::MAX), Err(Errno::EFBIG));
-    node.allow_shrink(true);
+    let truncate = |size| node.truncate(volumes.as_ref(), disk.size(), true, size);
     assert_eq!(truncate(10), Ok(()));
     assert_eq!(*volumes.resizes.lock(), [100, 10]);
     assert_eq!(truncate(0), Ok(()));

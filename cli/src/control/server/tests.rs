@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Mutex};
 
 use tessera_engine::api::{
     CheckReport, Compression, DedupMode, DedupSchedule, IndexInfo, JobInfo, JobKind, PoolSettings,
-    PoolState, PoolStatus, SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, VolumeChange,
-    VolumeInfo, VolumeSpec,
+    PoolState, PoolStatus, SegmentCounts, SettingsChange, SnapshotDiff, SnapshotInfo, SpaceUse,
+    VolumeChange, VolumeInfo, VolumeSpec,
 };
 
 use super::*;
@@ -52,6 +52,7 @@ impl Management for MapPool {
                 stripe_unit_bytes: 65536,
                 capacity_bytes: u64::MAX,
                 free_bytes: 1,
+                reclaimable_bytes: Some(5),
                 logical_bytes: 2,
                 unique_bytes: 3,
                 stored_bytes: 4,
@@ -62,6 +63,9 @@ impl Management for MapPool {
                 volumes: 0,
                 snapshots: 0,
                 snapshot_bytes: 0,
+                counted_unix_ms: Some(6),
+                counted_exactly: true,
+                warnings: Vec::new(),
                 index_entries: 0,
                 index_state: "ready".into(),
                 index: IndexInfo::default(),
@@ -104,6 +108,8 @@ impl Management for MapPool {
             chunk_bytes: spec.chunk_bytes,
             dedup: spec.dedup,
             compression: spec.compression,
+            allow_shrink: false,
+            space: SpaceUse::known(3, 2, 1),
         };
         self.0
             .lock()
@@ -293,6 +299,8 @@ impl Management for MapPool {
             dedup_bytes_per_second: change.dedup_bytes_per_second.unwrap_or(7),
             dedup_every: change.dedup_every.unwrap_or_default(),
             index_disk_bytes: change.index_disk_bytes.unwrap_or(6),
+            warn_free_percent: change.warn_free_percent.unwrap_or(6),
+            warn_free_bytes: change.warn_free_bytes.unwrap_or(0),
         })
     }
 
@@ -451,6 +459,7 @@ fn snapshot(volume: &str, name: &str) -> SnapshotInfo {
         size_bytes: 8,
         logical_bytes: 9,
         taken_unix_ms: 10,
+        space: SpaceUse::default(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Differences between trees against the model, and what finding them costs.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use proptest::prelude::*;
 use tessera_dedup::{Entry, EntryKind};
@@ -8,7 +11,8 @@ use tessera_dedup::{Entry, EntryKind};
 use super::model::{Known, Model, Op, histories, stored_entry};
 use super::store::Store;
 use crate::map::{
-    Differences, INDEX_LIMIT, Layer, MergeStats, PageOwner, Tree, TreeShape, differences, merge,
+    Differences, INDEX_LIMIT, Layer, MergeStats, Only, PageOwner, Tree, TreeShape, Visit, Walker,
+    differences, exchanges, merge,
 };
 
 fn merged(tree: &Tree, ops: &[Op], store: &Store) -> Tree {
@@ -100,6 +104,74 @@ proptest! {
                     let all = found((one, two), &store, range.clone(), ranges, pages);
                     prop_assert_eq!(all, expected(known_one, known_two, range));
                 }
+            }
+        }
+    }
+}
+
+/// What a tree names: its pages, and how often it names each chunk.
+fn names(tree: &Tree, store: &Store) -> BTreeMap<(bool, u32, u32), i64> {
+    let mut names = BTreeMap::new();
+    let mut walker = Walker::new(*tree);
+    while !walker
+        .step(store, 7, &mut |visit| match visit {
+            Visit::Page { pointer, .. } => {
+                let Entry {
+                    segment, position, ..
+                } = pointer.entry;
+                names.insert((true, segment.0, position), 1);
+            }
+            Visit::Entry { entry, .. } => {
+                *names
+                    .entry((false, entry.segment.0, entry.position))
+                    .or_insert(0) += 1;
+            }
+            _ => {}
+        })
+        .unwrap()
+    {}
+    names
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn exchanges_make_what_one_tree_names_of_what_another_does(
+        histories in histories(3, 10),
+        max_pages in 1_usize..40,
+    ) {
+        let store = Store::default();
+        let [a, b, c] = std::array::from_fn(|n| histories.get(n).cloned().unwrap_or_default());
+        let first = merged(&empty(), &a, &store);
+        let second = merged(&first, &b, &store);
+        let trees = [empty(), first, second, merged(&empty(), &c, &store)];
+        for one in &trees {
+            for two in &trees {
+                let mut now = names(one, &store);
+                let (mut at, mut goes_on) = (0, true);
+                while goes_on {
+                    let mut see = |comes: bool, only: Only| {
+                        let (entry, page) = match only {
+                            Only::Page(page) => (page.entry, true),
+                            Only::Entry(entry) => (entry, false),
+                        };
+                        let names = now.entry((page, entry.segment.0, entry.position));
+                        let names = names.or_insert(0);
+                        *names = match (page, comes) {
+                            (true, comes) => i64::from(comes),
+                            (false, true) => *names + 1,
+                            (false, false) => *names - 1,
+                        };
+                    };
+                    let (next, read) =
+                        exchanges((one, two), &store, at, max_pages, &mut see).unwrap();
+                    prop_assert!(read <= max_pages);
+                    goes_on = next.is_some();
+                    at = next.unwrap_or(at);
+                }
+                now.retain(|_, names| *names != 0);
+                prop_assert_eq!(now, names(two, &store));
             }
         }
     }

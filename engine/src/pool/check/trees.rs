@@ -81,6 +81,7 @@ impl Volumes {
             chunk_bytes: record.chunk_bytes,
             dedup: record.dedup,
             compression: record.compression,
+            allow_shrink: false,
             tree: record.tree,
             stored_chunks: record.stored_chunks,
         };

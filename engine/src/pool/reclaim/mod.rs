@@ -21,7 +21,10 @@ mod mover;
 mod snapshots;
 mod survey;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 pub(in crate::pool) use copying::{Marks, remap};
 pub(crate) use mover::ReclaimWork;
@@ -160,6 +163,9 @@ impl Engine {
             true => candidates,
             false => self.unnamed(&roots, candidates)?,
         };
+        if !dead.is_empty() {
+            self.frees.fetch_add(1, Ordering::AcqRel);
+        }
         let epoch = self.epochs.advance();
         for (segment, generation) in &dead {
             self.table.release(*segment, epoch);

@@ -381,6 +381,7 @@ impl Finder<'_> {
                     chunk_bytes,
                     dedup: DedupMode::Inline,
                     compression: Compression::Lz4,
+                    allow_shrink: false,
                     tree: Tree::empty(*id, TreeShape::VOLUME),
                     stored_chunks: 0,
                 };
