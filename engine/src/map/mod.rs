@@ -51,7 +51,7 @@ pub use layer::{Change, Changes, Layer};
 pub use lookup::{lookup, lookup_many, lookup_record};
 pub use merge::{MergeStats, merge, merge_dropping, merge_records};
 pub use page::{POINTER_BYTES, Pointer, WIDE_POINTER_BYTES, Wide};
-pub use rewrite::Rewrite;
+pub use rewrite::{Rewrite, Rewritten};
 pub use runs::{Run, RunKind, runs};
 pub use tree::{INDEX_LIMIT, MAX_HEIGHT, PageOwner, TREE_BYTES, Tree, TreeShape};
 pub use walker::{Visit, Walker, for_each_record};

@@ -5,5 +5,6 @@ mod diff;
 mod layers;
 mod model;
 mod records;
+mod rewrite;
 mod store;
 mod trees;

@@ -25,6 +25,7 @@ use tessera_raid::{SegmentId, device::BLOCK_BYTES};
 
 use super::{
     copying::{Marks, Moved, place, remap},
+    snapshots::Rewriting,
     survey::{Means, Victim},
 };
 use crate::{
@@ -69,7 +70,7 @@ struct PageName {
 enum Stage {
     #[default]
     Plan,
-    Move(Pass),
+    Move(Box<Pass>),
 }
 
 #[derive(Debug)]
@@ -82,6 +83,11 @@ struct Pass {
     done: usize,
     /// Where chunks that snapshots name are now.
     moved: Moved,
+    /// Pages that the next checkpoint writes anew.
+    touched: usize,
+    rewriting: Rewriting,
+    /// All snapshots name the new places.
+    rewritten: bool,
     /// Free segments when it began.
     free_before: u32,
 }
@@ -216,6 +222,20 @@ impl Engine {
                 });
                 Ok(Progress::Moved(bytes))
             }
+            Stage::Move(pass) if pass.touched < pass.pages.len() => {
+                self.touch_some(pass)?;
+                Ok(Progress::Moved(0))
+            }
+            Stage::Move(pass) if !pass.rewritten => {
+                let moved = &pass.moved;
+                let now = |entry: &Entry| {
+                    let (old, new) = moved.get(&place(entry))?;
+                    (old == entry).then_some(*new)
+                };
+                let held = &self.unnamed_copies;
+                pass.rewritten = self.rewrite_some(&mut pass.rewriting, &now, held)?;
+                Ok(Progress::Moved(0))
+            }
             Stage::Move(_) => {
                 let Stage::Move(pass) = std::mem::take(&mut work.stage) else {
                     unreachable!("matched above");
@@ -274,14 +294,17 @@ impl Engine {
         });
         tracing::info!(segments = victims.len(), bytes = total, "Emptying segments");
         *self.evacuating.lock() = Arc::new(segments.into_iter().collect());
-        work.stage = Stage::Move(Pass {
+        work.stage = Stage::Move(Box::new(Pass {
             victims,
             names,
             pages,
             done: 0,
             moved: Moved::new(),
+            touched: 0,
+            rewriting: Rewriting::default(),
+            rewritten: false,
             free_before,
-        });
+        }));
         Ok(Progress::Moved(0))
     }
 
@@ -379,22 +402,22 @@ impl Engine {
         }
     }
 
-    /// Has the pages in victims written anew by the next checkpoint, and
-    /// summaries that lie there; then frees what is dead.
-    fn finish_pass(&self, pass: &Pass) -> Result<(), EngineError> {
-        let mut touched = 0;
-        for page in &pass.pages {
+    /// Has some of the pages in victims written anew by the next checkpoint.
+    fn touch_some(&self, pass: &mut Pass) -> Result<(), EngineError> {
+        let end = pass.pages.len().min(pass.touched + TOUCHES_PER_STEP);
+        for page in &pass.pages[pass.touched..end] {
             self.touch(page)?;
-            touched += 1;
-            if touched % PAGES_PER_CHECKPOINT == 0 {
-                self.checkpoint_now(CheckpointKind::Normal)?;
-            }
         }
-        let now = |entry: &Entry| {
-            let (old, new) = pass.moved.get(&place(entry))?;
-            (old == entry).then_some(*new)
-        };
-        self.rewrite_snapshots(&now)?;
+        pass.touched = end;
+        if end.is_multiple_of(PAGES_PER_CHECKPOINT) {
+            self.checkpoint_now(CheckpointKind::Normal)?;
+        }
+        Ok(())
+    }
+
+    /// Has the summaries that lie in victims written anew by the next
+    /// checkpoint; then frees what is dead.
+    fn finish_pass(&self, pass: &Pass) -> Result<(), EngineError> {
         let victims: BTreeSet<SegmentId> = pass.victims.iter().map(|v| v.segment).collect();
         let mut moved = Vec::new();
         for (id, record) in self.table.live() {
@@ -459,6 +482,9 @@ impl Engine {
         Ok(())
     }
 }
+
+/// Pages that one step has written anew.
+const TOUCHES_PER_STEP: usize = 256;
 
 /// Pages written anew with one checkpoint.
 const PAGES_PER_CHECKPOINT: usize = 4096;

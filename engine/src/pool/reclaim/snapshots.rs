@@ -4,16 +4,21 @@
 //! with one memo for all snapshots: what they shared they share again. Then the
 //! root is exchanged, and the next checkpoint stores it (R21). Until that is
 //! durable the old pages stay, like everything that the previous root names.
+//!
+//! That is done in steps of a bounded number of pages. In between nothing names
+//! the new pages, so their segments are held like those of copies.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
+use parking_lot::Mutex;
 use tessera_dedup::Entry;
+use tessera_raid::SegmentId;
 
 use crate::{
     error::{EngineError, ErrorKind},
     map::{
-        MapError, PageBytes, PageOwner, PageSink, Pointer, Rewrite, StoreError, StoreErrorKind,
-        Tree,
+        MapError, PageBytes, PageOwner, PageSink, Pointer, Rewrite, Rewritten, StoreError,
+        StoreErrorKind, Tree,
     },
     pool::{
         CheckpointKind,
@@ -26,6 +31,8 @@ use crate::{
 /// A map stream that leaves alone what checkpoints need (R22).
 struct Careful<'a> {
     engine: &'a Engine,
+    /// Segments that are not freed meanwhile.
+    held: &'a Mutex<BTreeSet<SegmentId>>,
     inner: MapAppender<'a>,
 }
 
@@ -39,53 +46,93 @@ impl PageSink for Careful<'_> {
             let full = EngineError::new(ErrorKind::NoSpace, "No segment is free for map pages");
             return Err(StoreError::caused_by(StoreErrorKind::NoSpace, full));
         }
-        self.inner.write(owner, page)
+        let pointer = self.inner.write(owner, page)?;
+        self.held.lock().insert(pointer.entry.segment);
+        Ok(pointer)
     }
 }
 
+/// Pages of one step.
+const PAGES_PER_STEP: usize = 1024;
+
+/// How far it has come with the snapshots.
+#[derive(Debug, Default)]
+pub(super) struct Rewriting {
+    /// Those with lower ids are done.
+    next: u64,
+    made: Rewritten,
+    /// Since the last checkpoint.
+    exchanged: usize,
+}
+
 impl Engine {
-    /// Has every snapshot name the new places, which `now` tells. One that cannot be read through,
-    /// or for which there is no room, stays as it is, and so does what it names.
+    /// Has every snapshot name the new places, which `now` tells. One that
+    /// cannot be read through, or for which there is no room, stays as it is,
+    /// and so does what it names. New pages are in `unnamed_targets` until the
+    /// caller has had a checkpoint taken.
     pub(in crate::pool) fn rewrite_snapshots(
         &self,
         now: &dyn Fn(&Entry) -> Option<Entry>,
     ) -> Result<(), EngineError> {
-        let snapshots: Vec<Arc<Snapshot>> =
-            self.volumes.read().snapshots.values().cloned().collect();
-        if snapshots.is_empty() {
-            return Ok(());
-        }
+        let mut rewriting = Rewriting::default();
+        while !self.rewrite_some(&mut rewriting, now, &self.unnamed_targets)? {}
+        Ok(())
+    }
+
+    /// One step of that; true at the end. The segments of new pages are `held`.
+    pub(super) fn rewrite_some(
+        &self,
+        rewriting: &mut Rewriting,
+        now: &dyn Fn(&Entry) -> Option<Entry>,
+        held: &Mutex<BTreeSet<SegmentId>>,
+    ) -> Result<bool, EngineError> {
+        let guard = self.epochs.enter();
         let pages = Pages(&self.reader);
         let mut sink = Careful {
             engine: self,
+            held,
             inner: MapAppender::new(self),
         };
-        let mut rewrite = Rewrite::new(&pages, &mut sink, now);
-        let mut exchanged = 0;
-        for snapshot in snapshots {
-            let _guard = self.epochs.enter();
+        let made = &mut rewriting.made;
+        let mut rewrite = Rewrite::new(&pages, &mut sink, now, made, PAGES_PER_STEP);
+        while let Some(snapshot) = self.snapshot_from(rewriting.next) {
             self.check_usable()?;
             // One with layers is younger than the pass, and names no victim
             // that its volume did not name: the next pass sees it.
             let view = snapshot.view();
-            if !view.layers.is_empty() {
-                continue;
-            }
-            match rewrite.tree(&view.tree) {
-                Ok(tree) if tree == view.tree => {}
-                Ok(tree) => exchanged += usize::from(self.exchange(&snapshot, view.tree, tree)),
-                Err(MapError::Write { source, .. }) if source.kind == StoreErrorKind::NoSpace => {
-                    return Ok(());
+            if view.layers.is_empty() {
+                match rewrite.tree(&view.tree) {
+                    Ok(None) => return Ok(false),
+                    Ok(Some(tree)) if tree == view.tree => {}
+                    Ok(Some(tree)) => {
+                        let exchanged = self.exchange(&snapshot, view.tree, tree);
+                        rewriting.exchanged += usize::from(exchanged);
+                    }
+                    Err(MapError::Write { source, .. })
+                        if source.kind == StoreErrorKind::NoSpace =>
+                    {
+                        return Ok(true);
+                    }
+                    Err(error @ MapError::Write { .. }) => return Err(error.into()),
+                    Err(error) => tracing::warn!(%error, "A snapshot keeps its damaged pages"),
                 }
-                Err(error @ MapError::Write { .. }) => return Err(error.into()),
-                Err(error) => tracing::warn!(%error, "A snapshot keeps its damaged pages"),
             }
-            if exchanged >= UNFOLDED_MAX / 2 {
-                exchanged = 0;
+            rewriting.next = snapshot.id + 1;
+            if rewriting.exchanged >= UNFOLDED_MAX / 2 {
+                rewriting.exchanged = 0;
+                drop(guard);
                 self.checkpoint_now(CheckpointKind::Normal)?;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// The first snapshot with that id or a higher one.
+    fn snapshot_from(&self, id: u64) -> Option<Arc<Snapshot>> {
+        let volumes = self.volumes.read();
+        let (_, snapshot) = volumes.snapshots.range(id..).next()?;
+        Some(Arc::clone(snapshot))
     }
 
     /// False where the snapshot has gone, or has other pages by now.
