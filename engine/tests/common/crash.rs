@@ -9,7 +9,8 @@ use tessera_engine::{
 use super::{
     driver::Run,
     hazards::Mode,
-    model::{State, all_names, read_all},
+    model::{State, Step, all_names, read_all},
+    requests::blocks,
 };
 
 /// Operations of a recovery are fewer; a cut beyond its end does not happen.
@@ -81,7 +82,7 @@ impl Run {
             writes,
             "a read-only open writes nothing (R1)"
         );
-        if self.model.prefix_of(&found).is_none() {
+        if !self.model.allows(&found) {
             panic!("read-only: {}", self.model.explain(&found));
         }
         found
@@ -172,7 +173,19 @@ impl Run {
                     })
                 })
         };
-        let Some(mut state) = self.model.newest_agreeing(agrees) else {
+        let shows = |step: &Step| {
+            let (name, offset, bytes) = step.contents();
+            let Some(found) = found.get(name) else {
+                return false;
+            };
+            let Some(found) = found.get(offset as usize..offset as usize + bytes.len()) else {
+                return false;
+            };
+            (offset as usize / 4096..)
+                .zip(blocks(offset, found).zip(blocks(offset, &bytes)))
+                .all(|(number, (one, two))| one == two || unknown(&name.to_owned(), number))
+        };
+        let Some(mut state) = self.model.newest_agreeing(shows, agrees) else {
             panic!("a lie after recovery: {}", self.model.explain(&found));
         };
         // What can be read now is what it is from here on.

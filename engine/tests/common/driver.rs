@@ -2,20 +2,14 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use tessera_engine::{
-    EngineError, ErrorKind,
-    api::DedupMode,
-    disk::{DiskError, ExtentKind, Operation, Request},
-    pool::simulation::Simulated,
-};
+use tessera_engine::{EngineError, ErrorKind, disk::DiskError, pool::simulation::Simulated};
 use tessera_raid::{Level, device::sim::SimImage};
 
 use super::{
     Rng,
     hazards::Mode,
-    model::{Model, Step, write_steps, zero_steps},
-    noise,
-    world::{Scale, World, losses, volume},
+    model::Model,
+    world::{Scale, World, losses},
 };
 
 pub(super) const VOLUMES_MAX: usize = 4;
@@ -273,7 +267,7 @@ impl Run {
     }
 
     /// A volume or a snapshot.
-    fn some_readable(&mut self) -> Option<(String, u64)> {
+    pub(super) fn some_readable(&mut self) -> Option<(String, u64)> {
         let snapshot = match self.rng.chance(3) {
             true => self.some_snapshot(),
             false => None,
@@ -287,198 +281,6 @@ impl Run {
         }
     }
 
-    pub(super) fn contents(&mut self, length: usize) -> Vec<u8> {
-        let mut data = Vec::with_capacity(length + 4096);
-        while data.len() < length {
-            match self.rng.below(8) {
-                0 => data.extend_from_slice(&[0; 4096]),
-                1..3 => {
-                    let mut chunk = noise(self.rng.next(), 64 + self.rng.below(1500) as usize);
-                    chunk.resize(4096, 7);
-                    data.extend(chunk);
-                }
-                3..5 => data.extend(noise(self.rng.below(12), 4096)),
-                _ => data.extend(noise(self.rng.next(), 4096)),
-            }
-        }
-        data.truncate(length);
-        data
-    }
-
-    fn write_chunks(&mut self, chunks: u64) {
-        let Some((name, size)) = self.some_volume() else {
-            return;
-        };
-        let chunk = self.chunk_of(&name);
-        let whole = size / chunk;
-        if whole == 0 {
-            return;
-        }
-        let chunks = chunks.min(whole);
-        let offset = self.rng.below(whole - chunks + 1) * chunk;
-        let data = self.contents((chunks * chunk) as usize);
-        self.write(&name, offset, data);
-    }
-
-    fn write_bytes(&mut self) {
-        let Some((name, size)) = self.some_volume() else {
-            return;
-        };
-        let length = 1 + self.rng.below(size.min(14_000));
-        let offset = self.rng.below(size - length + 1);
-        let data = self.contents(length as usize);
-        self.write(&name, offset, data);
-    }
-
-    fn write(&mut self, name: &str, offset: u64, data: Vec<u8>) {
-        self.note(format!("write {name} {offset}+{}", data.len()));
-        let steps = write_steps(name, offset, &data, self.chunk_of(name));
-        self.request(
-            name,
-            Operation::Write {
-                offset,
-                data: &data,
-            },
-            steps,
-        );
-    }
-
-    fn zero(&mut self, discard: bool) {
-        let Some((name, size)) = self.some_volume() else {
-            return;
-        };
-        let mut length = 1 + self.rng.below(size.min(100_000));
-        let mut offset = self.rng.below(size - length + 1);
-        if self.rng.chance(2) {
-            offset = offset / 4096 * 4096;
-            length = (length.div_ceil(4096) * 4096).min(size - offset);
-        }
-        self.note(format!("zero {name} {offset}+{length}, discard {discard}"));
-        let steps = zero_steps(&name, offset, length, size, self.chunk_of(&name));
-        let keep_allocated = self.rng.chance(2);
-        let operation = if discard {
-            Operation::Discard { offset, length }
-        } else {
-            Operation::WriteZeroes {
-                offset,
-                length,
-                keep_allocated,
-            }
-        };
-        self.request(&name, operation, steps);
-    }
-
-    fn request(&mut self, name: &str, operation: Operation<'_>, steps: Vec<Step>) {
-        let discard = matches!(operation, Operation::Discard { .. });
-        let disk = self.pool().disk(name).unwrap();
-        let mut batch = [Request::new(operation)];
-        disk.execute(&mut batch);
-        let result = batch[0].result.clone();
-        drop(disk);
-        self.settle(result, discard, steps);
-    }
-
-    /// What the model learns from the answer to a request.
-    pub(super) fn settle(
-        &mut self,
-        result: Result<(), DiskError>,
-        discard: bool,
-        steps: Vec<Step>,
-    ) {
-        match result {
-            // Its odd ends may be skipped where there is little space.
-            Ok(()) if discard => self.resolve(steps),
-            Ok(()) => self.model.begin(steps),
-            Err(_) if !self.world.sim.has_power() => {
-                // Where something is unreadable a piece may have failed before
-                // the cut while later ones took effect.
-                if !self.unknown.is_empty() || self.silent_faults > 0 {
-                    steps.iter().for_each(|step| self.is_unknown(step));
-                }
-                self.model.begin(steps);
-            }
-            Err(DiskError::NoSpace) => {
-                self.met_no_space();
-                self.resolve(steps);
-            }
-            // Each of its pieces by itself took effect or did not.
-            Err(_) if self.excused("a request") => self.resolve(steps),
-            Err(error) => panic!("a request failed: {error}; {:?}", self.pool().failure()),
-        }
-    }
-
-    /// Finds out which pieces of a request that failed took effect.
-    fn resolve(&mut self, steps: Vec<Step>) {
-        for step in steps {
-            let (name, offset, expected) = match &step {
-                Step::Put {
-                    name,
-                    offset,
-                    bytes,
-                } => (name, *offset, bytes.clone()),
-                Step::Zero {
-                    name,
-                    offset,
-                    length,
-                } => (name, *offset, vec![0; *length as usize]),
-                other => unreachable!("not a request: {other:?}"),
-            };
-            let mut found = vec![0; expected.len()];
-            let disk = self.pool().disk(name).unwrap();
-            let mut batch = [Request::new(Operation::Read {
-                offset,
-                buffer: &mut found,
-            })];
-            disk.execute(&mut batch);
-            let failed = batch[0].result.is_err();
-            drop(disk);
-            if failed && !self.world.sim.has_power() {
-                // Not known: the model allows for it, or for not.
-                self.model.begin(vec![step]);
-                continue;
-            }
-            if failed && self.excused("looking") {
-                self.is_unknown(&step);
-                continue;
-            }
-            assert!(!failed, "a read failed");
-            let old = &self.model.now[name][offset as usize..][..found.len()];
-            if found == expected {
-                self.model.begin(vec![step]);
-            } else if self.unknown.is_empty() {
-                let differs = |other: &[u8]| found.iter().zip(other).position(|(a, b)| a != b);
-                assert!(
-                    found == old,
-                    "a failed request left something else behind in {name} at {offset}+{}: \
-                     neither what was there (byte {:?}) nor what was to be (byte {:?})",
-                    found.len(),
-                    differs(old),
-                    differs(&expected)
-                );
-            }
-        }
-    }
-
-    /// Beyond the redundancy: whether a step took effect cannot be told.
-    fn is_unknown(&mut self, step: &Step) {
-        let (name, offset, length) = match step {
-            Step::Put {
-                name,
-                offset,
-                bytes,
-            } => (name, *offset, bytes.len() as u64),
-            Step::Zero {
-                name,
-                offset,
-                length,
-            } => (name, *offset, *length),
-            other => unreachable!("not a request: {other:?}"),
-        };
-        let blocks = offset / 4096..(offset + length).div_ceil(4096);
-        self.unknown
-            .extend(blocks.map(|block| (name.clone(), block as usize)));
-    }
-
     pub(super) fn met_no_space(&mut self) {
         self.was_full = true;
         self.counts.no_space += 1;
@@ -488,82 +290,6 @@ impl Run {
             return;
         }
         assert_eq!(stopped, None, "a full pool must not stop");
-    }
-
-    fn read(&mut self) {
-        let Some((name, size)) = self.some_readable() else {
-            return;
-        };
-        let length = 1 + self.rng.below(size.min(70_000));
-        let offset = self.rng.below(size - length + 1);
-        self.note(format!("read {name} {offset}+{length}"));
-        let mut buffer = vec![0xee; length as usize];
-        let disk = self.pool().disk(&name).unwrap();
-        let mut batch = [Request::new(Operation::Read {
-            offset,
-            buffer: &mut buffer,
-        })];
-        disk.execute(&mut batch);
-        let result = batch[0].result.clone();
-        drop(disk);
-        self.compare(&name, offset, &buffer, result);
-    }
-
-    /// A read gives what was written, or fails where failing is allowed.
-    pub(super) fn compare(
-        &mut self,
-        name: &str,
-        offset: u64,
-        buffer: &[u8],
-        result: Result<(), DiskError>,
-    ) {
-        if result.is_err() {
-            if self.world.sim.has_power() {
-                assert!(self.mode == Mode::Beyond, "a read failed: {result:?}");
-                self.counts.errors += 1;
-            }
-            return;
-        }
-        let expected = &self.model.now[name][offset as usize..][..buffer.len()];
-        let first = offset as usize / 4096;
-        for (number, (found, expected)) in blocks(offset, buffer)
-            .zip(blocks(offset, expected))
-            .enumerate()
-        {
-            assert!(
-                found == expected || self.unknown.contains(&(name.to_owned(), first + number)),
-                "read {name} {offset}+{} returned other bytes",
-                buffer.len()
-            );
-        }
-        self.counts.verified += buffer.len() as u64;
-    }
-
-    fn extents(&mut self) {
-        let Some((name, size)) = self.some_readable() else {
-            return;
-        };
-        let disk = self.pool().disk(&name).unwrap();
-        match disk.extents(0, size, usize::MAX) {
-            Ok(extents) => {
-                let mut at = 0;
-                for extent in extents {
-                    let range = at as usize..(at + extent.length) as usize;
-                    let data = &self.model.now[&name][range];
-                    let zero = extent.kind != ExtentKind::Data;
-                    assert!(
-                        !zero || data.iter().all(|byte| *byte == 0) || !self.unknown.is_empty(),
-                        "{name} has data at {at}"
-                    );
-                    at += extent.length;
-                }
-                assert_eq!(at, size, "the extents cover the volume");
-            }
-            Err(error) => assert!(
-                !self.world.sim.has_power() || self.mode == Mode::Beyond,
-                "extents failed: {error}"
-            ),
-        }
     }
 
     fn flush(&mut self) {
@@ -592,7 +318,7 @@ impl Run {
     }
 
     /// True when it was done; only a lack of power or space may prevent it.
-    fn management(&mut self, what: &str, result: Result<(), EngineError>) -> bool {
+    pub(super) fn management(&mut self, what: &str, result: Result<(), EngineError>) -> bool {
         match result {
             Ok(()) => return true,
             Err(_) if !self.world.sim.has_power() => {}
@@ -604,118 +330,4 @@ impl Run {
         }
         false
     }
-
-    fn create(&mut self) {
-        let name = format!("v{}", self.volumes_made);
-        self.volumes_made += 1;
-        let size = (1 + self.rng.below(500)) * 512;
-        self.note(format!("create {name} of {size}"));
-        let mut spec = volume(&name, size);
-        if self.mode != Mode::Plain {
-            let most = self.world.stripe_bytes.min(64 << 10);
-            let chunk = 4096 << self.rng.below(5);
-            spec.chunk_bytes = if chunk > most { 4096 } else { chunk };
-        }
-        self.chunks
-            .insert(name.clone(), u64::from(spec.chunk_bytes));
-        spec.dedup = self.some_mode();
-        let result = self.pool().create_volume(&spec).map(|_| ());
-        self.changed_catalogue("create", result, vec![Step::Create { name, size }]);
-    }
-
-    pub(super) fn some_mode(&mut self) -> DedupMode {
-        match self.rng.below(8) {
-            0 => DedupMode::Off,
-            1..4 => DedupMode::Post,
-            _ => DedupMode::Inline,
-        }
-    }
-
-    pub(super) fn changed_catalogue(
-        &mut self,
-        what: &str,
-        result: Result<(), EngineError>,
-        steps: Vec<Step>,
-    ) {
-        let no_power = !self.world.sim.has_power();
-        if self.management(what, result) {
-            self.model.begin(steps);
-            self.model.all_durable();
-        } else if no_power || self.failed || self.is_done(&steps) {
-            self.model.begin(steps);
-        }
-    }
-
-    /// Whether a change that met "no space" at its end was made.
-    fn is_done(&self, steps: &[Step]) -> bool {
-        let size = |name: &String| self.pool().disk(name).map(|disk| disk.size());
-        match steps.last() {
-            Some(Step::Create { name, .. }) => size(name).is_some(),
-            Some(Step::Delete { name }) => size(name).is_none(),
-            Some(Step::Rename { new, .. }) => size(new).is_some(),
-            Some(Step::Resize { name, size: to }) => size(name) == Some(*to),
-            Some(Step::Take { snapshot }) => size(snapshot).is_some(),
-            Some(Step::Forget { snapshot }) => size(snapshot).is_none(),
-            Some(Step::Clone { name, .. }) => size(name).is_some(),
-            // It takes its place in the order before anything can fail for
-            // lack of space.
-            Some(Step::RollBack { .. }) => true,
-            other => unreachable!("not a change of the catalogue: {other:?}"),
-        }
-    }
-
-    fn manage(&mut self) {
-        let Some((name, size)) = self.some_volume() else {
-            return;
-        };
-        let count = self.volume_count();
-        match self.rng.below(8) {
-            0..3 if count < VOLUMES_MAX => self.create(),
-            3 if count > 1 => {
-                self.note(format!("delete {name}"));
-                let result = self.pool().delete_volume_and_snapshots(&name);
-                self.changed_catalogue("delete", result, vec![Step::Delete { name }]);
-            }
-            // What cannot be read is remembered by name.
-            4 if self.mode != Mode::Beyond => {
-                let new = format!("v{}", self.volumes_made);
-                self.volumes_made += 1;
-                self.note(format!("rename {name} to {new}"));
-                let result = self.pool().rename_volume(&name, &new).map(|_| ());
-                self.chunks.insert(new.clone(), self.chunk_of(&name));
-                self.changed_catalogue("rename", result, vec![Step::Rename { old: name, new }]);
-            }
-            _ => {
-                let to = (1 + self.rng.below(500)) * 512;
-                self.note(format!("resize {name} from {size} to {to}"));
-                let mut steps = Vec::new();
-                let odd_end = size.min(to.next_multiple_of(self.chunk_of(&name)));
-                if to < odd_end {
-                    // The rest of the last chunk is cleared before the cut.
-                    let length = odd_end - to;
-                    steps.push(Step::Zero {
-                        name: name.clone(),
-                        offset: to,
-                        length,
-                    });
-                }
-                steps.push(Step::Resize {
-                    name: name.clone(),
-                    size: to,
-                });
-                let result = self.pool().resize_volume(&name, to, true).map(|_| ());
-                self.changed_catalogue("resize", result, steps);
-            }
-        }
-    }
-}
-
-/// The pieces of `bytes` that lie in different blocks of a volume.
-pub fn blocks(offset: u64, bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let head = bytes.len().min((4096 - offset as usize % 4096) % 4096);
-    let (head, rest) = bytes.split_at(head);
-    (!head.is_empty())
-        .then_some(head)
-        .into_iter()
-        .chain(rest.chunks(4096))
 }

@@ -1,11 +1,13 @@
 //! Simulated pools of tiny sizes, and a model of what they must hold.
 //!
 //! [`world`] makes devices, [`model`] knows what volumes may contain after a
-//! crash, [`driver`] and [`snapshots`] do the same things to both, [`hazards`] is what goes
-//! wrong with devices meanwhile, and [`crash`] opens again and compares.
+//! crash, [`driver`] with [`requests`], [`batch`], [`catalogue`], [`snapshots`] and
+//! [`upkeep`] does the same things to both, [`hazards`] is what goes wrong with
+//! devices meanwhile, and [`crash`] opens again and compares.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod batch;
+pub mod catalogue;
 pub mod chosen;
 pub mod crash;
 pub mod driver;
@@ -14,6 +16,7 @@ pub mod hazards;
 pub mod interpose;
 pub mod model;
 pub mod pools;
+pub mod requests;
 pub mod snapshots;
 pub mod upkeep;
 pub mod watch;

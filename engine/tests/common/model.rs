@@ -4,8 +4,13 @@
 //! contains every flushed write. The driver has one thread, so the order is
 //! that of its requests; a request that falls into several atomic pieces is
 //! several [`Step`]s. `base` is durable; every prefix of `steps` is allowed.
+//!
+//! A request that failed with the power may have taken effect up to one of its
+//! pieces, or not at all: it may have failed before the power did, for lack of
+//! space say, and then requests of its batch that came later did take effect.
+//! So its steps are in the prefix or not, whatever comes after them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use tessera_engine::{
     disk::{Operation, Request},
@@ -56,6 +61,52 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Of a piece of a request: the volume, the place, and what is there when
+    /// it took effect.
+    pub fn contents(&self) -> (&str, u64, Cow<'_, [u8]>) {
+        match self {
+            Step::Put {
+                name,
+                offset,
+                bytes,
+            } => (name, *offset, Cow::Borrowed(bytes)),
+            Step::Zero {
+                name,
+                offset,
+                length,
+            } => (name, *offset, Cow::Owned(vec![0; *length as usize])),
+            other => unreachable!("not a request: {other:?}"),
+        }
+    }
+
+    /// Whether it can be seen in the state that it took effect.
+    fn is_in(&self, state: &State) -> bool {
+        let (name, offset, bytes) = self.contents();
+        let at = offset as usize;
+        let found = state
+            .get(name)
+            .and_then(|data| data.get(at..at + bytes.len()));
+        found == Some(&*bytes)
+    }
+
+    fn touches(&self, other: &Step) -> bool {
+        let (name, offset, bytes) = self.contents();
+        let (other_name, other_offset, other_bytes) = other.contents();
+        name == other_name
+            && offset < other_offset + other_bytes.len() as u64
+            && other_offset < offset + bytes.len() as u64
+    }
+}
+
+/// A step that may be lost with all that follow.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    pub step: Step,
+    /// It belongs to the request of this number that failed with the power.
+    pub failed: Option<u32>,
+}
+
 /// The contents of every volume, and of every snapshot under its full name.
 pub type State = BTreeMap<String, Vec<u8>>;
 
@@ -64,13 +115,15 @@ pub struct Model {
     /// Survives every crash.
     pub base: State,
     /// Acknowledged or in flight since.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Pending>,
+    /// Requests that failed with the power, ever.
+    pub failed: u32,
     /// `base` and all `steps`: what reads must return.
     pub now: State,
     /// What was durable one commit earlier, and the steps between: beyond the
     /// redundancy the newest batch may be lost while nothing confirms it.
     pub older_base: State,
-    pub older_steps: Vec<Step>,
+    pub older_steps: Vec<Pending>,
 }
 
 /// A volume's name, or that of the volume of a snapshot.
@@ -195,12 +248,34 @@ impl Model {
     pub fn begin(&mut self, steps: Vec<Step>) {
         for step in steps {
             apply(&mut self.now, &step);
-            self.steps.push(step);
+            self.push(step, None);
         }
+    }
+
+    /// A request failed and there is no power to see how far it came.
+    pub fn begin_failed(&mut self, steps: Vec<Step>) {
+        self.failed += 1;
+        for step in steps {
+            self.push(step, Some(self.failed));
+        }
+    }
+
+    fn push(&mut self, step: Step, failed: Option<u32>) {
+        // Else what is found would not tell which of them took effect.
+        let mut others = self.steps.iter().filter(|other| other.failed.is_some());
+        assert!(
+            others.all(|other| !other.step.touches(&step)),
+            "requests of one batch have different places"
+        );
+        self.steps.push(Pending { step, failed });
     }
 
     /// Everything so far is durable.
     pub fn all_durable(&mut self) {
+        assert!(
+            self.steps.iter().all(|pending| pending.failed.is_none()),
+            "there is power for that"
+        );
         if !self.steps.is_empty() {
             self.older_base = std::mem::take(&mut self.base);
             self.older_steps = std::mem::take(&mut self.steps);
@@ -208,22 +283,19 @@ impl Model {
         self.base = self.now.clone();
     }
 
-    /// The number of steps that `found` shows, if it is an allowed state.
-    pub fn prefix_of(&self, found: &State) -> Option<usize> {
-        let mut state = self.base.clone();
-        let mut last = (state == *found).then_some(0);
-        for (number, step) in self.steps.iter().enumerate() {
-            apply(&mut state, step);
-            if state == *found {
-                last = Some(number + 1);
-            }
-        }
-        last
+    /// Whether `found` is an allowed state.
+    pub fn allows(&self, found: &State) -> bool {
+        let shows = |step: &Step| step.is_in(found);
+        let mut allowed = false;
+        each_state(&self.base, self.steps.iter(), shows, |state| {
+            allowed |= state == found;
+        });
+        allowed
     }
 
     /// After recovery: checks the promise, and goes on from what was found.
     pub fn recovered(&mut self, found: State, context: &str) {
-        if self.prefix_of(&found).is_none() {
+        if !self.allows(&found) {
             panic!("{context}: {}", self.explain(&found));
         }
         self.go_on_from(found);
@@ -239,16 +311,20 @@ impl Model {
     }
 
     /// A state that was allowed to be found, the newest batch lost or not, for
-    /// which `agrees` holds; the newest of them.
-    pub fn newest_agreeing(&self, agrees: impl Fn(&State) -> bool) -> Option<State> {
-        let mut state = self.older_base.clone();
-        let mut last = agrees(&state).then(|| state.clone());
-        for step in self.older_steps.iter().chain(&self.steps) {
-            apply(&mut state, step);
-            if agrees(&state) {
+    /// which `agrees` holds; the newest of them. `shows` tells of a piece of a
+    /// failed request whether what was found may have it.
+    pub fn newest_agreeing(
+        &self,
+        shows: impl Fn(&Step) -> bool,
+        agrees: impl Fn(&State) -> bool,
+    ) -> Option<State> {
+        let mut last = None;
+        let steps = self.older_steps.iter().chain(&self.steps);
+        each_state(&self.older_base, steps, shows, |state| {
+            if agrees(state) {
                 last = Some(state.clone());
             }
-        }
+        });
         last
     }
 
@@ -261,12 +337,14 @@ impl Model {
         );
         let mut state = self.base.clone();
         for number in 0..=self.steps.len() {
-            if number > 0 {
-                apply(&mut state, &self.steps[number - 1]);
+            if let Some(before) = number.checked_sub(1).map(|before| &self.steps[before])
+                && (before.failed.is_none() || before.step.is_in(found))
+            {
+                apply(&mut state, &before.step);
             }
             text += &format!("\n  after {number}: {}", differences(&state, found));
-            if let Some(step) = self.steps.get(number) {
-                let name = match step {
+            if let Some(pending) = self.steps.get(number) {
+                let name = match &pending.step {
                     Step::Put {
                         name,
                         offset,
@@ -276,10 +354,37 @@ impl Model {
                     }
                     other => format!("{other:?}"),
                 };
-                text += &format!("; next: {name}");
+                let failed = if pending.failed.is_some() {
+                    "failed "
+                } else {
+                    ""
+                };
+                text += &format!("; next: {failed}{name}");
             }
         }
         text
+    }
+}
+
+/// The state after each of the steps, beginning with none of them; pieces of
+/// failed requests as `shows` says, up to the first of a request that is not there.
+fn each_state<'a>(
+    base: &State,
+    steps: impl Iterator<Item = &'a Pending>,
+    shows: impl Fn(&Step) -> bool,
+    mut visit: impl FnMut(&State),
+) {
+    let mut state = base.clone();
+    let mut ended = None;
+    visit(&state);
+    for pending in steps {
+        let step = &pending.step;
+        if pending.failed.is_some() && (ended == pending.failed || !shows(step)) {
+            ended = pending.failed;
+            continue;
+        }
+        apply(&mut state, step);
+        visit(&state);
     }
 }
 
