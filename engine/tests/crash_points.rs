@@ -462,7 +462,7 @@ fn every_cut(level: Level, width: usize, sequences: &[Vec<Act>], cut: Cut) -> u6
     for (number, sequence) in sequences.iter().enumerate() {
         let fails = sequence.contains(&Act::MemberFails);
         if !chosen.has(number)
-            || losses(level) == 0 && (fails || sequence.contains(&Act::MemberReplaced))
+            || losses(level) == 0 && fails
             || is_large() && cut == Cut::AtTheEnd && !sequence.contains(&Act::Large)
         {
             continue;
