@@ -34,9 +34,10 @@ for target in "${targets[@]}"; do
     found=$CARGO_TARGET_DIR/found/$target
     mkdir -p "$found"
     log=$CARGO_TARGET_DIR/$target.log
-    # One run of `ops` is a whole world.
-    timeout=10
-    [[ $target == ops ]] && timeout=120
+    # One run of `ops` is a whole world. More where the process is stopped for
+    # a while now and then.
+    timeout=${TESSERA_FUZZ_TIMEOUT:-10}
+    [[ $target == ops ]] && timeout=$(( 12 * timeout ))
     if ! "$CARGO_TARGET_DIR/$host/release/$target" "$found" "fuzz/corpus/$target" \
         -max_total_time="$seconds" -timeout=$timeout -rss_limit_mb=4096 -print_final_stats=1 \
         -artifact_prefix="$CARGO_TARGET_DIR/$target-" >"$log" 2>&1; then
