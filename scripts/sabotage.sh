@@ -5,19 +5,36 @@
 # code that keeps a rule, and each sync. One build has them all; an environment
 # variable chooses which is left out. First all programs run with nothing left
 # out, and must pass: what they take then, several times over, is the time they
-# are given later. Then, for each barrier, programs run until one fails; one that
-# does not end in time has noticed a wait without end. The table on stdout says which test noticed; a barrier that none noticed
-# is a failure of the tests, and of this script.
+# are given later. Then, for each barrier, the test that scripts/sabotage.table
+# names runs, and if it passes all programs until one fails. A test that does not
+# end in time has noticed a wait without end; it has to be named in the table to
+# count. The table on stdout says which test noticed, in the form of
+# scripts/sabotage.table. A barrier that none noticed is a failure of the tests,
+# and of this script.
 #
-#   scripts/sabotage.sh [BARRIER...]     all of them unless named; a trailing
-#                                        * stands for anything
+#   scripts/sabotage.sh [--resume] [BARRIER...]
+#                  all barriers unless named; a trailing * stands for anything.
+#                  --resume goes on where an earlier run of the same programs
+#                  was stopped.
+#
+# What each test said when it failed is in sabotage/log in the build directory.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh build
 . scripts/env.sh
 
+resume=
+if [[ ${1:-} == --resume ]]; then
+    resume=1
+    shift
+fi
+asked=("$@")
+(( $# )) || asked=('*')
+
 # Seeds of each level in the random runs.
 export TESSERA_SEEDS=${TESSERA_SEEDS:-8}
+# A single test takes a few seconds when nothing is left out.
+single_limit=${TESSERA_TEST_LIMIT:-90}
 
 packages=(tessera-raid tessera-dedup tessera-engine)
 say "Building the tests with barriers"
@@ -29,9 +46,10 @@ mapfile -t programs < <(sed -n 's/.*"name":"\([^"]*\)".*"executable":"\([^"]*\)"
 # Rules of raid are noticed soonest by its own tests, the others by the engine's.
 order_raid=(rules@raid crash@raid opening@raid tessera_raid data@raid real@raid syscalls@raid
     verify@raid members@raid member_crash@raid)
-order_engine=(rules@engine orders@engine reclaim_races@engine tessera_dedup tessera_engine epochs@engine
-    members@engine scrub@engine space@engine post@engine crash_points@engine faults@engine model@engine
-    overwrite@engine)
+order_engine=(rules@engine orders@engine snapshots@engine moving@engine reclaim_races@engine
+    post@engine
+    tessera_dedup tessera_engine epochs@engine members@engine scrub@engine space@engine
+    crash_points@engine faults@engine model@engine overwrite@engine)
 program() {
     local wanted=$1 name path crate=
     [[ $wanted == *@* ]] && crate=${wanted#*@} && wanted=${wanted%@*}
@@ -45,11 +63,6 @@ program() {
     done < <(printf '%s\n' "${programs[@]}")
 }
 
-if (( $# )); then
-    asked=("$@")
-else
-    asked=('*')
-fi
 mapfile -t all < <(grep -rhoE 'broken\("[A-Za-z0-9_.]+"\)' raid/src dedup/src engine/src nbd-server/src |
     sed 's/broken("//; s/")//' | sort -uV)
 barriers=()
@@ -62,9 +75,11 @@ done
 (( ${#barriers[@]} )) || die "there is no such barrier"
 
 # Linked, so that building something else meanwhile does not exchange them.
-scratch=$(mktemp -d "$CARGO_TARGET_DIR/sabotage.XXXXXX")
+results=$CARGO_TARGET_DIR/sabotage
+mkdir -p "$results"
+scratch=$(mktemp -d "$results/run.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
-output=$scratch/output
+output=$scratch/output log=$results/log done_before=$results/done
 declare -A linked limit
 for wanted in "${order_raid[@]}" "${order_engine[@]}"; do
     path=$(program "$wanted")
@@ -73,62 +88,119 @@ for wanted in "${order_raid[@]}" "${order_engine[@]}"; do
     linked[$wanted]=$scratch/$wanted
     limit[$wanted]=600
 done
+# Results of other programs are worth nothing.
+identity=$(cd "$scratch" && sha256sum -- * | sha256sum)
+if [[ -z $resume || $(head -1 "$done_before" 2>/dev/null) != "$identity" ]]; then
+    echo "$identity" >"$done_before"
+    : >"$log"
+fi
 
-# attempt PROGRAM BARRIER [ARGUMENT...]: its status, with the output in $output.
+# attempt LIMIT PROGRAM BARRIER [ARGUMENT...]: its status, with the output in
+# $output.
 attempt() {
-    local crate=${1#*@}
+    local crate=${2#*@}
     # Where cargo would run it.
+    local status
     (cd "${crate#tessera_}" &&
-        TESSERA_SABOTAGE=$2 timeout "${limit[$1]}" "${linked[$1]}" -q "${@:3}") >"$output" 2>&1
+        TESSERA_SABOTAGE=$3 timeout "$1" "${linked[$2]}" "${@:4}") >"$output" 2>&1
+    status=$?
+    # Else a full disk, say, would count as noticed.
+    grep -q '^running [0-9]' "$output" || die "$2 did not start: is there space in $results?"
+    return $status
 }
 
-# examine PROGRAM BARRIER [ARGUMENT...]: whether it notices; $noticed says how.
+# examine PROGRAM BARRIER: whether some test of it notices; $noticed says which.
 examine() {
-    attempt "$@"
+    attempt "${limit[$1]}" "$1" "$2"
     local status=$? test
     (( status )) || return 1
     if (( status == 124 )); then
-        noticed="$1 did not end"
-    else
-        test=$(sed -n '/^failures:$/,$ { s/^    \([a-z][a-zA-Z0-9_:]*\)$/\1/p }' "$output" | head -1)
-        noticed="$1 ${test:-aborted}"
+        noticed="$1 $(endless "$1" "$2") did not end"
+        return
     fi
+    test=$(sed -n '/^failures:$/,$ { s/^    \([a-z][a-zA-Z0-9_:]*\)$/\1/p }' "$output" | head -1)
+    noticed="$1 ${test:-aborted}"
+}
+
+# endless PROGRAM BARRIER: the test that did not end in the run in $output.
+endless() {
+    local test ended
+    ended=$(sed -n 's/^test \(.*\) \.\.\. .*/\1/p' "$output")
+    "${linked[$1]}" --list 2>/dev/null | sed -n 's/: test$//p' >"$scratch/list"
+    while read -r test; do
+        grep -qxF "$test" <<<"$ended" && continue
+        attempt "$single_limit" "$1" "$2" --exact "$test" </dev/null
+        (( $? == 124 )) && echo "$test" && return
+    done <"$scratch/list"
+    echo "some_test"
+}
+
+# confirm BARRIER PROGRAM TEST [did not end]: whether what the table says holds.
+confirm() {
+    local status
+    attempt "$single_limit" "$2" "$1" --exact "$3"
+    status=$?
+    if [[ ${*:4} == "did not end" ]]; then
+        (( status == 124 ))
+    else
+        (( status && status != 124 ))
+    fi || return 1
+    noticed="${*:2}"
 }
 
 declare -A table
 while read -r barrier found; do
     table[$barrier]=$found
-done < <(sed 's/#.*//' scripts/sabotage.table)
+done < <(grep -v '^#' scripts/sabotage.table)
 
 say "Running all programs with nothing left out"
 for wanted in "${!linked[@]}"; do
-    began=$SECONDS
-    attempt "$wanted" '' || { cat "$output" >&2; die "$wanted fails with nothing left out"; }
-    limit[$wanted]=$(( 60 + 4 * (SECONDS - began) ))
+    took=$(awk -v p="$wanted" '$1 == "sound" && $2 == p { print $3 }' "$done_before")
+    if [[ -z $took ]]; then
+        began=$SECONDS
+        attempt 600 "$wanted" '' || { cat "$output" >&2; die "$wanted fails with nothing left out"; }
+        took=$(( SECONDS - began ))
+        echo "sound $wanted $took" >>"$done_before"
+    fi
+    limit[$wanted]=$(( 60 + 4 * took ))
 done
 
-survivors=()
+survivors=() elsewhere=()
 for barrier in "${barriers[@]}"; do
-    noticed=
-    read -r wanted test rest <<<"${table[$barrier]:-}"
-    if [[ -n $wanted && -n ${linked[$wanted]:-} ]]; then
-        # One that does not end has no name.
-        if [[ -n $rest || $test == aborted ]]; then
+    noticed=$(awk -v b="$barrier" '$1 == b { $1 = ""; sub(/^ /, ""); print }' "$done_before")
+    expected=${table[$barrier]:-}
+    read -r wanted test rest <<<"$expected"
+    if [[ -z $noticed ]]; then
+        if [[ -n ${wanted:-} && -n ${linked[$wanted]:-} ]]; then
+            # shellcheck disable=SC2086 # three words or none
+            confirm "$barrier" "$wanted" "$test" $rest
+        fi
+        case $barrier in
+            R[1-7].* | R16.* | sync.*) order=("${order_raid[@]}" "${order_engine[@]}") ;;
+            *) order=("${order_engine[@]}" "${order_raid[@]}") ;;
+        esac
+        for wanted in "${order[@]}"; do
+            [[ -z $noticed ]] || break
             examine "$wanted" "$barrier"
-        else
-            examine "$wanted" "$barrier" --exact "$test"
+        done
+        if [[ -n $noticed ]]; then
+            echo "$barrier $noticed" >>"$done_before"
+            {
+                echo "=== $barrier: $noticed"
+                grep -A 3 -m 1 'panicked at' "$output" | cut -c 1-400
+            } >>"$log"
         fi
     fi
-    case $barrier in
-        R[1-7].* | R16.* | sync.*) order=("${order_raid[@]}" "${order_engine[@]}") ;;
-        *) order=("${order_engine[@]}" "${order_raid[@]}") ;;
-    esac
-    for wanted in "${order[@]}"; do
-        [[ -z $noticed ]] || break
-        examine "$wanted" "$barrier"
-    done
     printf '%-24s %s\n' "$barrier" "${noticed:-NOT NOTICED}"
-    [[ -n $noticed ]] || survivors+=("$barrier")
+    if [[ -z $noticed ]]; then
+        survivors+=("$barrier")
+    elif [[ $noticed != "$expected" ]]; then
+        elsewhere+=("$barrier")
+    fi
 done
-say "${#barriers[@]} barriers broken, ${#survivors[@]} not noticed"
+say "${#barriers[@]} barriers broken in $SECONDS s, ${#survivors[@]} not noticed, $(( ${#barriers[@]} - ${#survivors[@]} - ${#elsewhere[@]} )) noticed by the test that the table names"
+for barrier in "${elsewhere[@]}"; do
+    say "the table is not right about $barrier: ${table[$barrier]:-nothing}"
+done
 (( ! ${#survivors[@]} )) || die "no test notices ${survivors[*]}"
+(( ! ${#elsewhere[@]} )) || die "scripts/sabotage.table needs the lines above"
