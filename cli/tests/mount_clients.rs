@@ -14,7 +14,7 @@ use std::{
 use common::{
     TestPool,
     mount::{FileSystem, Loop, Mounted, can_loop, can_mount},
-    random_file, requires, text, tool,
+    random_file, requires, scribble, text, tool,
 };
 use rustix::process::Signal;
 
@@ -113,7 +113,62 @@ fn btrfs_holds_a_tree() {
     a_file_system_is_sound(&KINDS[2]);
 }
 
-fn a_file_system_survives_a_kill(kind: &Kind) {
+/// What happens to the member of this index before the server is killed.
+#[derive(Debug, Clone, Copy)]
+enum Harm {
+    None,
+    Failed(usize),
+    Rotten(usize),
+    Deleted(usize),
+}
+
+impl Harm {
+    fn happen(self, pool: &TestPool) {
+        let path = |member: usize| {
+            let members = pool.status()["members"].clone();
+            PathBuf::from(members[member]["path"].as_str().unwrap())
+        };
+        match self {
+            Self::None => {}
+            Self::Failed(member) => {
+                pool.run("member", "fail", &[&member.to_string()]).ok();
+            }
+            Self::Deleted(member) => fs::remove_file(path(member)).unwrap(),
+            Self::Rotten(member) => {
+                // Beyond superblocks and journal.
+                let first = 8 << 20;
+                for block in 0..64 {
+                    scribble(&path(member), first + block * (128 << 10), 4096);
+                }
+            }
+        }
+    }
+
+    fn mend(self, pool: &TestPool) {
+        match self {
+            Self::None => {}
+            Self::Failed(member) | Self::Deleted(member) => {
+                let new = text(&pool.root.path().join(format!("new{member}.img")));
+                let member = member.to_string();
+                let arguments = [&member, &new, "--wait", "--json"];
+                let job = pool.run("member", "replace", &arguments).json();
+                assert_eq!(job["state"], "done", "{job:#}");
+            }
+            Self::Rotten(member) => {
+                let scrub = pool.run("scrub", "start", &["--wait", "--json"]).json();
+                assert_eq!(scrub["lost"], 0, "{scrub:#}");
+                // By the scrub, or by a read before.
+                let repaired = &pool.status()["members"][member]["repaired"];
+                assert_ne!(*repaired, 0, "{repaired}");
+            }
+        }
+        assert_eq!(pool.status()["state"], "online", "{self:?}");
+    }
+}
+
+/// Again and again: files are copied, something happens to a member, and the
+/// server is killed in the middle.
+fn a_file_system_survives_kills(kind: &Kind, harms: &[Harm]) {
     if !can_loop(&["sync", kind.make[0], kind.check[0]]) {
         return;
     }
@@ -122,16 +177,20 @@ fn a_file_system_survives_a_kill(kind: &Kind) {
     let at = pool.root.path().join("files");
     let (from, kept) = (text(&tree()), text(&at.join("kept")));
     let recipe = ["--direct-io=on", "--sector-size", "4096"];
-    let file = {
+    for (round, harm) in harms.iter().enumerate() {
         let mounted = Mounted::start(&pool, &[]);
-        let file = mounted.file("v");
-        let device = Loop::over(&file, &recipe);
-        run(kind.make, &device.0);
+        let device = Loop::over(&mounted.file("v"), &recipe);
+        if round == 0 {
+            run(kind.make, &device.0);
+        }
         let files = FileSystem::mount(&device.0, &at, "defaults");
-        tool("cp", &["-a", &from, &kept]).ok();
-        tool("sync", &["-f", &text(&at)]).ok();
+        if round == 0 {
+            tool("cp", &["-a", &from, &kept]).ok();
+            tool("sync", &["-f", &text(&at)]).ok();
+        }
+        harm.happen(&pool);
         // In the middle of this.
-        let torn = at.join("torn");
+        let torn = at.join(format!("torn{round}"));
         let mut more = Command::new("sh")
             .args(["-c", "cp -a \"$0\" \"$1\" && sync -f \"$1\"", &from])
             .arg(&torn)
@@ -148,33 +207,41 @@ fn a_file_system_survives_a_kill(kind: &Kind) {
         more.wait().unwrap();
         drop(files);
         drop(device);
-        file
-    };
-    let mounted = Mounted::start(&pool, &[]);
-    let device = Loop::over(&file, &recipe);
-    // The file system replays its own journal, and then nothing is left to mend.
-    FileSystem::mount(&device.0, &at, "defaults").unmount();
-    run(kind.check, &device.0);
-    let files = FileSystem::mount(&device.0, &at, "ro");
-    tool("diff", &["-r", &from, &kept]).ok();
-    files.unmount();
-    drop(device);
-    mounted.stop(Signal::TERM);
+
+        let mounted = Mounted::start(&pool, &[]);
+        let device = Loop::over(&mounted.file("v"), &recipe);
+        // The file system replays its own journal, and then nothing is left to mend.
+        FileSystem::mount(&device.0, &at, "defaults").unmount();
+        run(kind.check, &device.0);
+        let files = FileSystem::mount(&device.0, &at, "ro");
+        tool("diff", &["-r", &from, &kept]).ok();
+        files.unmount();
+        harm.mend(&pool);
+        drop(device);
+        mounted.stop(Signal::TERM);
+    }
+    assert_eq!(pool.run("pool", "check", &["--data"]).code, Some(0));
 }
 
 #[test]
-fn ext4_survives_a_kill_of_its_server() {
-    a_file_system_survives_a_kill(&KINDS[0]);
+fn ext4_survives_kills_of_its_server_while_members_fail_rot_and_vanish() {
+    let harms = [
+        Harm::None,
+        Harm::Failed(1),
+        Harm::Rotten(2),
+        Harm::Deleted(0),
+    ];
+    a_file_system_survives_kills(&KINDS[0], &harms);
 }
 
 #[test]
 fn xfs_survives_a_kill_of_its_server() {
-    a_file_system_survives_a_kill(&KINDS[1]);
+    a_file_system_survives_kills(&KINDS[1], &[Harm::None]);
 }
 
 #[test]
 fn btrfs_survives_a_kill_of_its_server() {
-    a_file_system_survives_a_kill(&KINDS[2]);
+    a_file_system_survives_kills(&KINDS[2], &[Harm::None]);
 }
 
 #[test]
