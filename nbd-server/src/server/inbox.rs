@@ -114,7 +114,9 @@ impl Inbox {
             let rest = &buffer[self.start..self.end];
             window[..rest.len()].copy_from_slice(rest);
             *buffer = window;
-        } else if buffer.len() - self.end < buffer.len() / 4 && self.start != 0 {
+        } else if self.start >= RECYCLE_BYTES && self.end - self.start <= SMALL_BYTES
+            || buffer.len() - self.end < buffer.len() / 4 && self.start != 0
+        {
             buffer.copy_within(self.start..self.end, 0);
         } else {
             return;
@@ -182,5 +184,8 @@ impl Inbox {
     }
 }
 
+/// So much consumed, and little left, is begun anew: a buffer used from end to
+/// end would not stay in the CPU's cache.
+const RECYCLE_BYTES: usize = 256 << 10;
 /// Less room than this is not worth a system call.
 const MIN_ROOM: usize = 4096;
