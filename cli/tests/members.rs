@@ -48,6 +48,8 @@ struct Load(Child);
 impl Load {
     fn start(served: &Served, volume: &str) -> Self {
         let child = Command::new("fio")
+            // One process, so that none is left when it is killed.
+            .arg("--thread")
             .args(["--name=busy", "--ioengine=nbd", "--rw=randrw", "--bs=4k"])
             .args(["--iodepth=8", "--size=64M", "--time_based"])
             .args(["--runtime=600", "--fsync=32", "--refill_buffers"])
