@@ -17,6 +17,7 @@ pub mod interpose;
 pub mod model;
 pub mod pools;
 pub mod requests;
+pub mod sequences;
 pub mod snapshots;
 pub mod upkeep;
 pub mod watch;

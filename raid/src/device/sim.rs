@@ -384,9 +384,7 @@ impl Physical {
         }
         if let IoOp::Write { data, .. } = op {
             for slice in data {
-                for word in slice.as_slice().as_chunks().0 {
-                    self.record(u64::from_le_bytes(*word));
-                }
+                self.record(crc32c::crc32c(slice.as_slice()).into());
             }
         }
     }
@@ -394,11 +392,7 @@ impl Physical {
     /// Records how an operation ended, bytes read included.
     fn record_outcome(&mut self, op: &IoOp, outcome: &io::Result<()>) {
         match (op, outcome) {
-            (IoOp::Read(buffer), Ok(())) => {
-                for word in buffer.as_chunks().0 {
-                    self.record(u64::from_le_bytes(*word));
-                }
-            }
+            (IoOp::Read(buffer), Ok(())) => self.record(crc32c::crc32c(buffer).into()),
             (_, Ok(())) => self.record(0),
             (_, Err(error)) => {
                 let errno = u64::try_from(error.raw_os_error().unwrap_or(0)).unwrap_or(0);
