@@ -165,6 +165,9 @@ impl Connection<'_> {
         loop {
             while self.work_off(stalled)? {
                 stalled = false;
+                if self.plan.is_midway() {
+                    self.take_in()?;
+                }
             }
             if let Some(end) = self.plan.end() {
                 return Ok(Reason::Client(end));
@@ -271,11 +274,7 @@ impl Connection<'_> {
         if ahead.is_empty() && self.plan.batch().reply_bytes() < AHEAD_BYTES {
             return Ok(());
         }
-        // While draining, what is taken in is counted: see `serve_requests`.
-        if !self.shared.is_draining() && !self.inbox.is_full() {
-            // Its end, if it is one, is found again when all is answered.
-            self.inbox.receive(self.outbox)?;
-        }
+        self.take_in()?;
         self.terms.size = self.disk.size();
         // Behind a batch that nobody executes yet there is no hurry, and behind
         // a piece of a long read nobody knows yet whether there is a next one.
@@ -297,6 +296,16 @@ impl Connection<'_> {
                 Ok(ticket) => Ahead::Given(ticket),
                 Err(batch) => Ahead::Planned(batch),
             });
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, between two batches.
+    fn take_in(&mut self) -> io::Result<()> {
+        // While draining, what is taken in is counted: see `serve_requests`.
+        if !self.shared.is_draining() && !self.inbox.is_full() {
+            // The end, if it is there, is found again when all is answered.
+            self.inbox.receive(self.outbox)?;
         }
         Ok(())
     }
