@@ -95,7 +95,7 @@ fn what_is_freed_and_used_again_while_a_check_runs_is_no_problem() {
         let pool = world.open().unwrap();
         let mut state = filled(&pool, "a", 1 << 20);
         pool.create_volume(&volume("b", 1 << 20)).unwrap();
-        state.insert("b".to_owned(), vec![0; 1 << 20]);
+        state.insert("b".to_owned(), vec![0; 1 << 20].into());
         write(&pool, &mut state, "b", 0, 2, 1 << 20);
         let disturbed = Cell::new(false);
         let observer = At::new(stage, || {

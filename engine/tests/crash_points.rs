@@ -41,7 +41,7 @@ const SCALE: Scale = Scale {
 /// For writes of 1 MiB.
 const ROOMY: Scale = Scale {
     segments: 120,
-    journal_bytes: 1 << 20,
+    journal_bytes: 256 << 10,
     ..SCALE
 };
 

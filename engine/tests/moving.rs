@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     interpose::Interposed,
-    model::{State, read_all},
+    model::{State, contents_of, read_all},
     noise,
     pools::{assert_holds, done, finish_jobs, problems, request, write},
     watch::Watcher,
@@ -31,7 +31,7 @@ fn width(level: Level) -> usize {
 fn riddled(pool: &Simulated, name: &str, chunks: u64) -> State {
     pool.create_volume(&volume(name, chunks * CHUNK)).unwrap();
     let mut state = State::new();
-    state.insert(name.to_owned(), vec![0; (chunks * CHUNK) as usize]);
+    state.insert(name.to_owned(), vec![0; (chunks * CHUNK) as usize].into());
     for first in (0..chunks).step_by(8) {
         let count = (chunks - first).min(8);
         let bytes = (count * CHUNK) as usize;
@@ -43,7 +43,7 @@ fn riddled(pool: &Simulated, name: &str, chunks: u64) -> State {
         if chunk % 3 == 0 {
             let discard = Operation::Discard { offset, length };
             assert_eq!(request(pool, name, discard), Ok(()));
-            state.get_mut(name).unwrap()[offset as usize..][..CHUNK as usize].fill(0);
+            contents_of(&mut state, name)[offset as usize..][..CHUNK as usize].fill(0);
         } else if chunk % 5 == 0 {
             write(pool, &mut state, name, offset, chunk + 10_000, 4096);
         }
@@ -206,7 +206,7 @@ fn a_write_during_the_moving_is_never_undone() {
         if !interposed.cancel() {
             for chunk in (1..120u64).step_by(4) {
                 let at = (chunk * CHUNK) as usize;
-                state.get_mut("a").unwrap()[at..at + 4096]
+                contents_of(&mut state, "a")[at..at + 4096]
                     .copy_from_slice(&noise(chunk + 50_000, 4096));
             }
         }
@@ -229,7 +229,7 @@ fn with_snapshots(pool: &Simulated, chunks: u64) -> State {
             };
             assert_eq!(request(pool, "a", discard), Ok(()));
             let at = (chunk * CHUNK) as usize;
-            state.get_mut("a").unwrap()[at..at + 4096].fill(0);
+            contents_of(&mut state, "a")[at..at + 4096].fill(0);
         }
     }
     pool.clone_snapshot("a", "s1", "b").unwrap();
@@ -301,7 +301,7 @@ fn a_pass_between_the_steps_frees_no_copy() {
     pool.delete_volume("b").unwrap();
     let mut kept = state.clone();
     kept.remove("b");
-    kept.get_mut("a").unwrap().fill(0);
+    contents_of(&mut kept, "a").fill(0);
     let job = pool.reclaim_start().unwrap();
     while pool.job_step().unwrap() {
         pool.reclaim().unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     interpose::Interposed,
-    model::{State, read_all},
+    model::{State, contents_of, read_all},
     noise,
     pools::{assert_holds, done, finish_jobs, problems, request, write},
     watch::Watcher,
@@ -44,7 +44,7 @@ fn copy(pool: &Simulated, state: &mut State, from: &str, to: &str) {
 
 fn held(name: &str, chunks: u64) -> State {
     let mut state = State::new();
-    state.insert(name.to_owned(), vec![0; (chunks * CHUNK) as usize]);
+    state.insert(name.to_owned(), vec![0; (chunks * CHUNK) as usize].into());
     state
 }
 
@@ -99,7 +99,7 @@ fn a_volume_changes_its_mode_under_its_clients_and_keeps_it_over_a_crash() {
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     for at in 0..4 {
         let place = at * 8 * 4096;
-        state.get_mut("a").unwrap()[place..place + 8 * 4096].copy_from_slice(&noise(1, 8 * 4096));
+        contents_of(&mut state, "a")[place..place + 8 * 4096].copy_from_slice(&noise(1, 8 * 4096));
     }
     drop(disk);
     drop(pool);
@@ -184,7 +184,7 @@ fn put(pool: &Simulated, state: &mut State, name: &str, offset: u64, data: &[u8]
             pool.failure()
         );
     }
-    state.get_mut(name).unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
+    contents_of(state, name)[offset as usize..][..data.len()].copy_from_slice(data);
 }
 
 /// A new pool with the same data in a volume of this mode.
@@ -385,7 +385,7 @@ fn r21_a_write_during_the_job_is_never_undone() {
             done_in_time += 1;
             for chunk in written {
                 let at = (chunk * CHUNK) as usize;
-                state.get_mut("a").unwrap()[at..at + 4096]
+                contents_of(&mut state, "a")[at..at + 4096]
                     .copy_from_slice(&noise(chunk + 50_000, 4096));
             }
         }

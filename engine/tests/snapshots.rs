@@ -86,11 +86,11 @@ fn r11_a_snapshot_holds_its_moment_live_in_replay_and_in_pages() {
             now[offset as usize..][..length as usize].fill(0);
             let taken = pool.create_snapshot("a", &format!("s{round}")).unwrap();
             assert_eq!((taken.volume.as_str(), taken.size_bytes), ("a", 256 << 10));
-            expected.insert(format!("a@s{round}"), now.clone());
+            expected.insert(format!("a@s{round}"), now.clone().into());
         }
         write(&pool, "a", 0, &noise(99, 64 << 10));
         now[..64 << 10].copy_from_slice(&noise(99, 64 << 10));
-        expected.insert("a".to_owned(), now);
+        expected.insert("a".to_owned(), now.into());
         assert!(everything(&pool) == expected, "live, {checkpoints:b}");
         pool.flush().unwrap();
         let pool = crash(&world, pool, checkpoints);
@@ -188,7 +188,7 @@ fn r11_snapshots_come_in_the_middle_of_a_checkpoint() {
             ("c", with(&old, 6)),
         ]
         .into_iter()
-        .map(|(name, data)| (name.to_owned(), data))
+        .map(|(name, data)| (name.to_owned(), data.into()))
         .collect();
         assert!(everything(&pool) == expected, "during {after}");
         let pool = Arc::into_inner(pool).unwrap();
@@ -251,7 +251,7 @@ fn space_comes_back_in_whatever_order_snapshots_are_deleted() {
         let mut now = noise(1, 1 << 20);
         for round in 0..5 {
             pool.create_snapshot("a", &format!("s{round}")).unwrap();
-            expected.insert(format!("a@s{round}"), now.clone());
+            expected.insert(format!("a@s{round}"), now.clone().into());
             left.push(round);
             let offset = rng.below(4) << 18;
             let data = noise(100 * seed + round + 2, 256 << 10);
@@ -261,7 +261,7 @@ fn space_comes_back_in_whatever_order_snapshots_are_deleted() {
                 pool.checkpoint().unwrap();
             }
         }
-        expected.insert("a".to_owned(), now);
+        expected.insert("a".to_owned(), now.into());
         settle(&pool);
         let held = pool.status();
         assert!(held.free_bytes + (3 << 18) < before.free_bytes, "{seed}");

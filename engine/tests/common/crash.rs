@@ -1,5 +1,7 @@
 //! Opening again after a crash or a stop, and comparing with the model.
 
+use std::sync::Arc;
+
 use tessera_engine::{
     EngineError, ErrorKind,
     disk::{Operation, Request},
@@ -153,7 +155,7 @@ impl Run {
                 }
             }
             self.counts.verified += data.len() as u64;
-            found.insert(name, data);
+            found.insert(name, data.into());
         }
         self.counts.errors += unreadable.len() as u64;
         let unknown = |name: &String, number: usize| {
@@ -190,7 +192,7 @@ impl Run {
         };
         // What can be read now is what it is from here on.
         for (name, data) in &mut state {
-            for (number, (known, now)) in data
+            for (number, (known, now)) in Arc::make_mut(data)
                 .chunks_mut(4096)
                 .zip(found[name].chunks(4096))
                 .enumerate()

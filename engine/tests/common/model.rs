@@ -10,7 +10,7 @@
 //! space say, and then requests of its batch that came later did take effect.
 //! So its steps are in the prefix or not, whatever comes after them.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use tessera_engine::{
     disk::{Operation, Request},
@@ -38,7 +38,7 @@ pub enum Step {
     Put {
         name: String,
         offset: u64,
-        bytes: Vec<u8>,
+        bytes: Arc<[u8]>,
     },
     Zero {
         name: String,
@@ -108,7 +108,8 @@ pub struct Pending {
 }
 
 /// The contents of every volume, and of every snapshot under its full name.
-pub type State = BTreeMap<String, Vec<u8>>;
+/// States share what they have in common: there are many of them.
+pub type State = BTreeMap<String, Arc<Vec<u8>>>;
 
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -138,11 +139,16 @@ pub fn all_names(pool: &Simulated) -> Vec<String> {
     names
 }
 
+pub fn contents_of<'a>(state: &'a mut State, name: &str) -> &'a mut Vec<u8> {
+    Arc::make_mut(state.get_mut(name).unwrap())
+}
+
 pub fn apply(state: &mut State, step: &Step) {
     let size = |bytes: u64| usize::try_from(bytes).unwrap();
     match step {
         Step::Create { name, size: bytes } => {
-            assert!(state.insert(name.clone(), vec![0; size(*bytes)]).is_none());
+            let contents = Arc::new(vec![0; size(*bytes)]);
+            assert!(state.insert(name.clone(), contents).is_none());
         }
         Step::Delete { name } => {
             state.remove(name).unwrap();
@@ -172,7 +178,7 @@ pub fn apply(state: &mut State, step: &Step) {
             assert!(state.insert(name.clone(), contents).is_none());
         }
         Step::Resize { name, size: bytes } => {
-            state.get_mut(name).unwrap().resize(size(*bytes), 0);
+            contents_of(state, name).resize(size(*bytes), 0);
         }
         Step::Put {
             name,
@@ -180,7 +186,7 @@ pub fn apply(state: &mut State, step: &Step) {
             bytes,
         } => {
             let at = size(*offset);
-            state.get_mut(name).unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+            contents_of(state, name)[at..at + bytes.len()].copy_from_slice(bytes);
         }
         Step::Zero {
             name,
@@ -188,7 +194,7 @@ pub fn apply(state: &mut State, step: &Step) {
             length,
         } => {
             let at = size(*offset);
-            state.get_mut(name).unwrap()[at..at + size(*length)].fill(0);
+            contents_of(state, name)[at..at + size(*length)].fill(0);
         }
     }
 }
@@ -208,7 +214,7 @@ pub fn write_steps(name: &str, offset: u64, data: &[u8], chunk: u64) -> Vec<Step
         steps.push(Step::Put {
             name: name.to_owned(),
             offset: at,
-            bytes: piece.to_vec(),
+            bytes: piece.into(),
         });
         at += length as u64;
         rest = after;
@@ -427,7 +433,7 @@ pub fn read_all(pool: &Simulated, names: &[String], context: &str) -> State {
                 panic!("{context}: reading {name} at {offset}: {error}");
             }
         }
-        state.insert(name.clone(), data);
+        state.insert(name.clone(), Arc::new(data));
     }
     state
 }

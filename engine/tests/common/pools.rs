@@ -7,7 +7,7 @@ use tessera_engine::{
 };
 
 use super::{
-    model::{State, all_names, read_all},
+    model::{State, all_names, contents_of, read_all},
     noise,
     world::{World, volume},
 };
@@ -40,7 +40,7 @@ pub fn write(
         pool.failure()
     );
     let at = usize::try_from(offset).unwrap();
-    state.get_mut(name).unwrap()[at..at + bytes].copy_from_slice(&data);
+    contents_of(state, name)[at..at + bytes].copy_from_slice(&data);
 }
 
 /// A volume of this size, half of it written.
@@ -48,7 +48,7 @@ pub fn filled(pool: &Simulated, name: &str, bytes: u64) -> State {
     pool.create_volume(&volume(name, bytes)).unwrap();
     let length = usize::try_from(bytes).unwrap();
     let mut state = State::new();
-    state.insert(name.to_owned(), vec![0; length]);
+    state.insert(name.to_owned(), vec![0; length].into());
     write(pool, &mut state, name, 4096, 1, length / 2);
     pool.flush().unwrap();
     state

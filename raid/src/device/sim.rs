@@ -144,7 +144,9 @@ struct Physical {
 
 struct State {
     world: Physical,
-    handles: Vec<Handle>,
+    /// Those handed out since a snapshot was restored, open or not.
+    handles: BTreeMap<DeviceHandle, Handle>,
+    next_handle: u32,
     next_device: u64,
 }
 
@@ -178,7 +180,8 @@ impl SimWorld {
         };
         let state = State {
             world,
-            handles: Vec::new(),
+            handles: BTreeMap::new(),
+            next_handle: 0,
             next_device: 1,
         };
         Self {
@@ -212,7 +215,7 @@ impl SimWorld {
     pub fn remove_device(&self, path: impl AsRef<Path>) {
         let mut state = self.state.lock();
         state.world.devices.remove(path.as_ref());
-        for handle in &mut state.handles {
+        for handle in state.handles.values_mut() {
             handle.open &= handle.path != path.as_ref();
         }
     }
@@ -314,7 +317,7 @@ impl SimWorld {
     pub fn restore(&self, snapshot: &SimSnapshot) {
         let mut state = self.state.lock();
         state.world = snapshot.0.clone();
-        state.close_all();
+        state.handles.clear();
     }
 
     /// A device's contents.
@@ -415,7 +418,7 @@ impl State {
 
     fn close_all(&mut self) {
         self.handles
-            .iter_mut()
+            .values_mut()
             .for_each(|handle| handle.open = false);
     }
 
@@ -448,7 +451,7 @@ impl State {
         let busy = !device.stalled.is_empty();
         let locked = self
             .handles
-            .iter()
+            .values()
             .any(|handle| handle.open && handle.path == path && (handle.writable || mode.writable));
         if locked || busy {
             let what = format!("{} is in use by another process", path.display());
@@ -460,21 +463,25 @@ impl State {
             direct: true,
             regular_file: true,
         };
-        let handle = u32::try_from(self.handles.len()).expect("fewer than 2^32 opens");
-        self.handles.push(Handle {
+        let handle = Handle {
             path,
             writable: mode.writable,
             open: true,
             facts,
-        });
-        Ok(DeviceHandle(handle))
+        };
+        let device = DeviceHandle(self.next_handle);
+        self.next_handle += 1;
+        self.handles.insert(device, handle);
+        Ok(device)
     }
 
-    fn handle(&mut self, device: DeviceHandle) -> &mut Handle {
-        let index = usize::try_from(device.0).expect("handles count from zero");
-        self.handles
-            .get_mut(index)
-            .expect("the handle is of this world")
+    /// `None` for what was opened before a snapshot was restored.
+    fn handle(&self, device: DeviceHandle) -> Option<&Handle> {
+        self.handles.get(&device)
+    }
+
+    fn device_of(&self, device: DeviceHandle) -> Option<&Device> {
+        self.world.devices.get(&self.handle(device)?.path)
     }
 
     /// Begins an operation; `Some` where that settles it.
@@ -482,12 +489,12 @@ impl State {
         if !self.world.power {
             return Some(Err(no_power()));
         }
-        let handle = self.handle(io.device);
         let changes = !matches!(io.op, IoOp::Read(_) | IoOp::Sync);
-        if !handle.open || (changes && !handle.writable) {
+        let handle = self.handle(io.device);
+        let handle = handle.filter(|handle| handle.open && (!changes || handle.writable));
+        let Some(path) = handle.map(|handle| handle.path.clone()) else {
             return Some(Err(io::Error::from_raw_os_error(libc::EBADF)));
-        }
-        let path = handle.path.clone();
+        };
         let world = &mut self.world;
         let device = world.devices.get_mut(&path).expect("open devices exist");
         let number = device.number;
@@ -505,34 +512,32 @@ impl State {
     }
 
     /// How often to ask before the operation gets through, if it is stuck.
-    fn asks(&mut self, device: DeviceHandle) -> u32 {
-        let path = self.handle(device).path.clone();
-        let device = self.world.devices.get(&path);
-        device
+    fn asks(&self, device: DeviceHandle) -> u32 {
+        self.device_of(device)
             .and_then(|device| device.faults.stall_asks)
             .unwrap_or(0)
     }
 
-    fn has_vanished(&mut self, device: DeviceHandle) -> bool {
-        let path = self.handle(device).path.clone();
-        let device = self.world.devices.get(&path);
-        device.is_none_or(|device| device.faults.vanished)
+    fn has_vanished(&self, device: DeviceHandle) -> bool {
+        self.device_of(device)
+            .is_none_or(|device| device.faults.vanished)
     }
 
     fn perform(&mut self, io: &mut Io) -> io::Result<()> {
         if !self.world.power {
             return Err(no_power());
         }
-        let handle = self.handle(io.device);
-        let (path, open) = (handle.path.clone(), handle.open);
-        match self.world.devices.get_mut(&path).filter(|_| open) {
+        let handle = self.handle(io.device).filter(|handle| handle.open);
+        let path = handle.map(|handle| handle.path.clone());
+        match path.and_then(|path| self.world.devices.get_mut(&path)) {
             Some(device) => device.perform(io.offset, &mut io.op),
             None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
 
     fn abandon(&mut self, io: &mut Io) -> io::Result<()> {
-        let path = self.handle(io.device).path.clone();
+        let handle = self.handle(io.device).expect("it has begun");
+        let path = handle.path.clone();
         if let Some(device) = self.world.devices.get_mut(&path) {
             device.stall(io.offset, &io.op);
         }
@@ -563,11 +568,15 @@ impl Backend for SimBackend {
     }
 
     fn facts(&self, device: DeviceHandle) -> DeviceFacts {
-        self.world.state.lock().handle(device).facts.clone()
+        let state = self.world.state.lock();
+        let handle = state.handle(device).expect("of this world");
+        handle.facts.clone()
     }
 
     fn close(&self, device: DeviceHandle) {
-        self.world.state.lock().handle(device).open = false;
+        if let Some(handle) = self.world.state.lock().handles.get_mut(&device) {
+            handle.open = false;
+        }
     }
 
     fn run(&self, batch: &mut [Io], verdict: &dyn Verdict) {
