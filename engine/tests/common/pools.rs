@@ -63,7 +63,7 @@ pub fn assert_holds(pool: &Simulated, state: &State, context: &str) {
 
 /// Steps jobs until there is none to step.
 pub fn finish_jobs(pool: &Simulated) {
-    for _ in 0..100_000 {
+    for _ in 0..10_000 {
         if !pool.job_step().unwrap() {
             return;
         }

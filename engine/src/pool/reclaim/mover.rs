@@ -105,6 +105,26 @@ pub(crate) struct ReclaimWork {
     /// The last pass over the window has freed nothing: what looks like waste
     /// is what moving itself costs.
     fruitless: bool,
+    /// A pass has ended since the last plan.
+    passed: bool,
+    /// The most free segments at any plan so far, ...
+    most_free: u32,
+    /// ... and how many passes in a row have not got there.
+    without_growth: u32,
+}
+
+impl ReclaimWork {
+    /// Takes note of what is free at a plan; false when moving leads nowhere:
+    /// each pass frees a segment, and what it writes takes one.
+    fn is_worth_going_on(&mut self, free: u32) -> bool {
+        if free > self.most_free {
+            self.most_free = free;
+            self.without_growth = 0;
+        } else if std::mem::take(&mut self.passed) {
+            self.without_growth += 1;
+        }
+        self.without_growth < PASSES_WITHOUT_GROWTH_MAX
+    }
 }
 
 /// What a step came to.
@@ -245,6 +265,7 @@ impl Engine {
                 finished?;
                 work.fruitless = self.table.counts().free <= pass.free_before;
                 work.gained |= !work.fruitless;
+                work.passed = true;
                 Ok(Progress::Moved(0))
             }
         }
@@ -257,6 +278,10 @@ impl Engine {
             self.reclaim_pass()?;
         }
         let free_before = self.table.counts().free;
+        if !work.is_worth_going_on(free_before) {
+            self.nothing_to_move();
+            return Ok(Progress::Over);
+        }
         let reclaim = self.reclaim.lock();
         let sealed = self.sealed();
         self.checkpoint_now(CheckpointKind::Normal)?;
@@ -482,6 +507,11 @@ impl Engine {
         Ok(())
     }
 }
+
+/// Passes in a row after which no more is free than ever before. Clients may
+/// take what one or two of them free; what all of them free, the job itself
+/// writes, or somebody who will have it freed again when space runs short.
+const PASSES_WITHOUT_GROWTH_MAX: u32 = 16;
 
 /// Pages that one step has written anew.
 const TOUCHES_PER_STEP: usize = 256;
