@@ -549,3 +549,39 @@ fn a_deduplication_starts_by_itself_when_the_schedule_says_so() {
     every(DedupSchedule::Idle);
     assert_eq!(runs(true), 2, "no volume leaves anything to be done");
 }
+
+#[test]
+fn a_deduplication_for_idle_times_waits_while_clients_write() {
+    let (_, pool, mut state) = filled(DedupMode::Post, 400);
+    let change = SettingsChange {
+        dedup_every: Some(DedupSchedule::Idle),
+        ..SettingsChange::default()
+    };
+    pool.set_settings(&change).unwrap();
+    pool.maintenance_step(true).unwrap();
+    let job = pool.jobs().last().unwrap().id;
+    assert!(pool.job_step().unwrap());
+    write(&pool, &mut state, "a", 0, 77, 4096);
+    pool.maintenance_step(false).unwrap();
+    assert!(!pool.job_step().unwrap(), "it waits");
+    let waiting = pool.job(job).unwrap();
+    assert_eq!(waiting.state, JobState::Running);
+    assert_eq!(waiting.message, "Waits until nothing is written");
+    // A moment without a write is not enough, and others have their turn.
+    pool.maintenance_step(false).unwrap();
+    assert!(!pool.job_step().unwrap());
+    let scrub = pool.scrub_start().unwrap().id;
+    finish_jobs(&pool);
+    assert_eq!(pool.job(scrub).unwrap().state, JobState::Done);
+    assert_eq!(pool.job(job).unwrap().state, JobState::Running);
+    pool.maintenance_step(true).unwrap();
+    assert_eq!(pool.job(job).unwrap().message, "");
+    done(&pool, job);
+    // Nobody holds one that was asked for.
+    write(&pool, &mut state, "a", 0, 78, 4096);
+    let asked = pool.dedup_start().unwrap().id;
+    write(&pool, &mut state, "a", 4096, 79, 4096);
+    pool.maintenance_step(false).unwrap();
+    done(&pool, asked);
+    assert_holds(&pool, &state, "in the end");
+}

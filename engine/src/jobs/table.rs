@@ -52,6 +52,8 @@ pub(crate) struct JobTable {
     /// A change that should not wait for a checkpoint taken for other reasons.
     urgent: bool,
     unsaved_bytes: u64,
+    /// Runs, but does not have its turn.
+    held: Option<u64>,
 }
 
 impl JobTable {
@@ -172,12 +174,30 @@ impl JobTable {
             .map(|row| &self.rows[row].record)
     }
 
+    /// Lets a job wait, until it is let go or the pool is opened again. True if
+    /// that is new.
+    pub(crate) fn hold(&mut self, id: u64, hold: bool) -> bool {
+        let changes = self.is_held(id) != hold;
+        if changes {
+            self.held = hold.then_some(id);
+        }
+        changes
+    }
+
+    /// Whether a job waits.
+    pub(crate) fn is_held(&self, id: u64) -> bool {
+        self.held == Some(id)
+    }
+
     /// The job whose turn it is: rebuilds, reclaims, deduplications, scrubs;
     /// older ones first.
     pub(crate) fn next_running(&self) -> Option<&JobRecord> {
         let of = |kind: JobKind| {
-            let running =
-                |record: &JobRecord| record.kind == kind && record.state == JobState::Running;
+            let running = |record: &JobRecord| {
+                record.kind == kind
+                    && record.state == JobState::Running
+                    && self.held != Some(record.id)
+            };
             self.rows_by_age(running).first().copied()
         };
         let kinds = [

@@ -172,6 +172,8 @@ pub(crate) struct Engine {
     pub(crate) hashed_segments: Mutex<BTreeSet<(u32, u64)>>,
     /// The sequence when the last deduplication began by itself.
     pub(crate) deduplicated_at: AtomicU64,
+    /// The deduplication that began because nothing was written.
+    pub(crate) idle_run: Mutex<Option<super::schedule::IdleRun>>,
     /// Clients were served since somebody looked.
     pub(crate) clients_busy: AtomicBool,
     pub(crate) settings: Mutex<Settings>,

@@ -8,16 +8,11 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    dedup::{DedupWork, PHASE_SCHEDULED},
-    engine::Engine,
-    losses::Naming,
-    rebuild::RebuildWork,
-    reclaim::ReclaimWork,
-    scrub::ScrubWork,
-    walk::WALK_STEP_BYTES,
+    dedup::DedupWork, engine::Engine, losses::Naming, rebuild::RebuildWork, reclaim::ReclaimWork,
+    scrub::ScrubWork, walk::WALK_STEP_BYTES,
 };
 use crate::{
-    api::{DedupMode, DedupSchedule, JobInfo, JobKind, JobState, PoolSettings, SettingsChange},
+    api::{JobInfo, JobKind, JobState, PoolSettings, SettingsChange},
     error::{EngineError, ErrorKind},
     jobs::JobRecord,
 };
@@ -275,70 +270,6 @@ impl Engine {
         self.checkpoint_now(super::CheckpointKind::Normal)?;
         self.signals.jobs.ring();
         Ok(self.pool_settings())
-    }
-
-    /// Starts a scrub when the schedule says so.
-    pub(crate) fn scrub_by_schedule(&self) {
-        let now = (self.clock)();
-        if now == 0 {
-            return;
-        }
-        let due = {
-            let mut settings = self.settings.lock();
-            let interval = settings.kept.scrub_interval_seconds.saturating_mul(1000);
-            if interval == 0 {
-                return;
-            }
-            if settings.scrub_due_ms == 0 {
-                // Becomes durable with whatever checkpoint comes next.
-                settings.scrub_due_ms = now.saturating_add(interval);
-            }
-            settings.scrub_due_ms <= now
-        };
-        if due && let Err(error) = self.start_job(JobKind::Scrub) {
-            tracing::warn!(%error, "The scheduled scrub cannot start");
-        }
-    }
-
-    /// Starts a deduplication when the schedule says so, there is a volume that
-    /// leaves it to be done, and something has been written since the last one.
-    pub(crate) fn dedup_by_schedule(&self, idle: bool) {
-        let every = self.settings.lock().kept.dedup_every;
-        if every == DedupSchedule::Off {
-            return;
-        }
-        let newest = self.newest_job(JobKind::Dedup);
-        let due = match every {
-            DedupSchedule::Off => false,
-            // It takes a tenth of the idle time at the most.
-            DedupSchedule::Idle => {
-                let took = newest.ended_unix_ms.saturating_sub(newest.started_unix_ms);
-                idle && (self.clock)() >= newest.ended_unix_ms.saturating_add(10 * took)
-            }
-            DedupSchedule::Seconds(seconds) => {
-                let rested = u64::from(seconds) * 1000;
-                newest.id == 0 || (self.clock)() >= newest.ended_unix_ms.saturating_add(rested)
-            }
-        };
-        if !due || matches!(newest.state, JobState::Running | JobState::Paused) {
-            return;
-        }
-        let sequence = self.state.lock().sequence;
-        let posts = || {
-            let volumes = self.volumes.read();
-            let mut all = volumes.by_id.values();
-            all.any(|volume| volume.state.read().dedup == DedupMode::Post)
-        };
-        if self.deduplicated_at.load(Ordering::Relaxed) == sequence || !posts() {
-            return;
-        }
-        if self.read_only || self.check_usable().is_err() {
-            return;
-        }
-        self.add_job(JobKind::Dedup, |record| {
-            record.cursor.phase = PHASE_SCHEDULED;
-        });
-        self.deduplicated_at.store(sequence, Ordering::Relaxed);
     }
 
     /// Clients were served since the last call.

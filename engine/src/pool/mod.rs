@@ -27,6 +27,7 @@ mod reclaim;
 mod recovery;
 mod repair;
 mod roots;
+mod schedule;
 mod scrub;
 mod signals;
 pub mod simulation;

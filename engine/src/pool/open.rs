@@ -243,6 +243,7 @@ impl Engine {
             work: Mutex::default(),
             hashed_segments: Mutex::default(),
             deduplicated_at: AtomicU64::new(u64::MAX),
+            idle_run: Mutex::new(None),
             clients_busy: false.into(),
             settings: Mutex::new(settings),
             jobs: Mutex::new(jobs),

@@ -215,8 +215,8 @@ impl Engine {
     }
 
     /// One turn of maintenance: spares for failed members, a scrub or a
-    /// deduplication that is due, a checkpoint when much has changed or nothing more is coming, a reclaim
-    /// pass when space runs low.
+    /// deduplication that is due, a checkpoint when much has changed or nothing
+    /// more is coming, a reclaim pass when space runs low.
     pub(crate) fn maintenance_step(&self, idle: bool) -> Result<(), crate::error::EngineError> {
         if self.check_usable().is_err() {
             return Ok(());
@@ -225,6 +225,7 @@ impl Engine {
         self.heal_unreadable();
         self.scrub_by_schedule();
         self.dedup_by_schedule(idle);
+        self.hold_while_written(idle);
         let layers = self.layer_bytes.load(Ordering::Relaxed);
         let journal_is_half_full = {
             let commit = self.commit.lock();

@@ -622,7 +622,7 @@ impl SimBackend {
     /// the other backends do: who is given up.
     fn ask_in_rounds(&self, devices: &[DeviceHandle], verdict: &dyn Verdict) -> Vec<DeviceHandle> {
         let stuck: Vec<(DeviceHandle, u32)> = {
-            let mut state = self.world.state.lock();
+            let state = self.world.state.lock();
             let asks = devices.iter().map(|device| (*device, state.asks(*device)));
             asks.filter(|(_, asks)| *asks > 0).collect()
         };
