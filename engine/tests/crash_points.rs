@@ -8,7 +8,8 @@
 //!
 //! `TESSERA_LENGTH=3` goes through all sequences of three, `TESSERA_LARGE=1`
 //! through those with a large write, which is 1 MiB then (else 56 KiB, more than
-//! a segment). Those take long: `TESSERA_FROM` goes on with the sequence of that
+//! a segment), `TESSERA_ACTS=10` leaves out snapshots and what comes after them
+//! in the alphabet. Those take long: `TESSERA_FROM` goes on with the sequence of that
 //! number, `TESSERA_SHARD=1/4` takes the second of every four sequences, and
 //! `TESSERA_SEQUENCE` does one. Their numbers are printed as they are done.
 #![allow(clippy::unwrap_used)]
@@ -21,7 +22,7 @@ use common::{
     chosen::Chosen,
     model::{Model, State, Step, all_names, apply, read_all, write_steps, zero_steps},
     noise,
-    sequences::{Act, OF_DEDUP, OF_SNAPSHOTS, every_sequence},
+    sequences::{ALL, Act, OF_DEDUP, OF_SNAPSHOTS, every_sequence},
     watch::{Moment, Watcher},
     world::{SHAPES, Scale, Snapshot, World, losses, volume},
 };
@@ -47,6 +48,12 @@ const ROOMY: Scale = Scale {
 
 fn is_large() -> bool {
     common::from_env("TESSERA_LARGE").is_some()
+}
+
+/// The acts that sequences are made of.
+fn acts() -> &'static [Act] {
+    let count = common::from_env("TESSERA_ACTS").map(|count| usize::try_from(count).unwrap());
+    &ALL[..count.unwrap_or(ALL.len())]
 }
 
 fn volume_bytes() -> u64 {
@@ -417,11 +424,12 @@ impl Drop for Named<'_> {
                 (_, other) => other.name(),
             };
             eprintln!(
-                "--- level {}, requests {:?}; replay: {}TESSERA_LENGTH={} TESSERA_SEQUENCE={} \
-                 cargo test --release -p tessera-engine --test crash_points {test}",
+                "--- level {}, requests {:?}; replay: {}TESSERA_ACTS={} \
+                 TESSERA_LENGTH={} TESSERA_SEQUENCE={} cargo test --release -p tessera-engine --test crash_points {test}",
                 self.level,
                 self.sequence,
                 if is_large() { "TESSERA_LARGE=1 " } else { "" },
+                acts().len(),
                 self.sequence.len(),
                 self.number,
             );
@@ -437,7 +445,7 @@ fn no_cut_breaks_the_promise(wanted: Level) {
             if part && length < usize::try_from(longest).unwrap() {
                 continue;
             }
-            let cases = every_cut(level, width, &every_sequence(length), Cut::AtTheEnd);
+            let cases = every_cut(level, width, &every_sequence(length, acts()), Cut::AtTheEnd);
             println!("{level}: sequences of {length}: {cases} cases");
             assert!(part || cases > 50, "{cases}");
         }

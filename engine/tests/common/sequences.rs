@@ -26,7 +26,8 @@ pub enum Act {
     Dedup,
 }
 
-const ALL: [Act; 17] = [
+/// Those that need no other feature first: `TESSERA_ACTS=10` does with them.
+pub const ALL: [Act; 17] = [
     Act::Chunk,
     Act::Large,
     Act::Partial,
@@ -107,14 +108,14 @@ pub const OF_DEDUP: [&[Act]; 5] = [
     ],
 ];
 
-/// Every sequence of that length in which no snapshot is asked for that is not
-/// there.
-pub fn every_sequence(length: usize) -> Vec<Vec<Act>> {
+/// Every sequence of that length, of the given acts, in which no snapshot is
+/// asked for that is not there.
+pub fn every_sequence(length: usize, acts: &[Act]) -> Vec<Vec<Act>> {
     let mut all: Vec<Vec<Act>> = vec![Vec::new()];
     for _ in 0..length {
         let longer = |sequence: &Vec<Act>| {
-            let sequence = sequence.clone();
-            ALL.map(|act| [sequence.clone(), vec![act]].concat())
+            let one_more = |act: &Act| [sequence.clone(), vec![*act]].concat();
+            acts.iter().map(one_more).collect::<Vec<_>>()
         };
         all = all.iter().flat_map(longer).collect();
     }
