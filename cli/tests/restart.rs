@@ -131,8 +131,8 @@ fn qemu_waits_for_a_server_that_was_killed() {
     qemu_waits_for_a_server_that_was(Going::Killed);
 }
 
-/// What the kernel's client does with `nbd-client -persist`: it connects anew
-/// and asks again for everything that was not answered.
+/// What a persistent client has to do: it connects anew and asks again for
+/// everything that was not answered.
 const PERSISTENT: &str = "
 import time
 def connected():
