@@ -45,8 +45,9 @@ microbench: ## Measure hashing, parity, index and codecs on their own
 	scripts/setup.sh build && . scripts/env.sh && cargo bench --locked --workspace --benches
 
 .PHONY: vm-test
-vm-test: ## Boot a virtual machine whose disk is an export
+vm-test: ## Boot virtual machines that use exports
 	scripts/vm-test.sh
+	scripts/vm-attach-test.sh
 
 .PHONY: soak
 soak: ## Run the simulations for long (SEEDS=500 seeds of each level, then every sequence of three)

@@ -16,3 +16,4 @@ else
 fi
 # A filter asks for certain tests only. The binary has just been built.
 (( $# )) || TESSERA_PREBUILT=1 scripts/vm-test.sh --skip-if-missing
+(( $# )) || TESSERA_PREBUILT=1 scripts/vm-attach-test.sh --skip-if-missing

@@ -128,6 +128,8 @@ pub(crate) enum Command {
     Job(JobCommand),
     Serve(commands::serve::Serve),
     Mount(commands::mount::Mount),
+    Attach(commands::attach::Attach),
+    Detach(commands::detach::Detach),
     /// Check and write configuration files of 'tessera serve'
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -66,6 +66,11 @@ impl StopSignals {
         Ok(Self { stopping, signals })
     }
 
+    /// Set by the first signal to stop, for one who looks now and then.
+    pub(crate) fn stopping(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopping)
+    }
+
     /// Ends [`StopSignals::wait`] when called, as a signal would.
     pub(crate) fn stopper(&self) -> impl FnOnce() + Send + 'static {
         let handle = self.signals.handle();

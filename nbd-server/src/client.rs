@@ -1,4 +1,5 @@
-//! A small NBD client that reads: one export, one connection, simple replies.
+//! A small NBD client: one export, one connection, simple replies. It reads, or
+//! hands its socket over to the kernel's driver once all is agreed.
 //!
 //! It asks for nothing that a server may not have: fixed newstyle, `GO`, and
 //! reads of bounded length, a few of them ahead of each other so that a slow
@@ -18,20 +19,29 @@ use std::{
     collections::VecDeque,
     fmt,
     io::{self, Read, Write},
-    net::TcpStream,
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    str::FromStr,
+    net::{TcpStream, ToSocketAddrs},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::Duration,
 };
 
 use thiserror::Error;
 
-use crate::protocol::constants::{
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, MAX_OPTION_BYTES, MAX_STRING_BYTES,
-    OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, command, info, option,
-    option_reply,
+use crate::protocol::{
+    constants::{
+        FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, MAX_OPTION_BYTES, MAX_STRING_BYTES,
+        OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, command, info, option,
+        option_reply,
+    },
+    cursor::Cursor,
 };
+
+mod uri;
+
+use uri::Place;
+pub use uri::Uri;
 
 /// The longest read sent as one request: what servers take without asking.
 const READ_BYTES: usize = 1 << 20;
@@ -39,7 +49,8 @@ const READ_BYTES: usize = 1 << 20;
 const READS_AHEAD: usize = 4;
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-const DEFAULT_PORT: u16 = 10809;
+/// How long one address of a server may take to be reached.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an export cannot be read.
 #[derive(Debug, Error)]
@@ -71,121 +82,76 @@ pub enum ClientError {
     },
 }
 
-/// Where an export is: `nbd://HOST[:PORT]/EXPORT` or
-/// `nbd+unix:///EXPORT?socket=PATH`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uri {
-    place: Place,
-    export: String,
+/// How long a connection that is handed over may be silent before its other end
+/// is asked whether it is still there, and how often and how many times then.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_COUNT: u32 = 3;
+
+trait Stream: Read + Write + Send {
+    /// Sets how long a read or a write may take.
+    fn limit(&self, patience: Option<Duration>) -> io::Result<()>;
+
+    /// Another descriptor for the same socket, for one who waits for ever.
+    fn for_ever(&self) -> io::Result<OwnedFd>;
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    Tcp(String, u16),
-    Unix(PathBuf),
-}
-
-impl Uri {
-    /// Whether text was meant as an NBD address.
-    pub fn looks_like(text: &str) -> bool {
-        ["nbd:", "nbds:", "nbd+unix:", "nbds+unix:"]
-            .iter()
-            .any(|scheme| text.starts_with(scheme))
+impl Stream for TcpStream {
+    fn limit(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(patience)?;
+        self.set_write_timeout(patience)
     }
-}
 
-impl FromStr for Uri {
-    type Err = ClientError;
-
-    fn from_str(text: &str) -> Result<Self, ClientError> {
-        let wrong = |why| ClientError::Uri(text.to_owned(), why);
-        if text.starts_with("nbds") {
-            return Err(wrong(
-                "TLS is not spoken here; read the export through a Unix socket",
-            ));
-        }
-        if let Some(rest) = text.strip_prefix("nbd+unix://") {
-            let (path, query) = rest
-                .split_once('?')
-                .ok_or_else(|| wrong("it needs ?socket=PATH"))?;
-            let socket = query
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("socket="))
-                .ok_or_else(|| wrong("it needs ?socket=PATH"))?;
-            let export = path
-                .strip_prefix('/')
-                .ok_or_else(|| wrong("it has no host: write nbd+unix:///EXPORT?socket=PATH"))?;
-            let socket = decoded(socket).ok_or_else(|| wrong("its escapes are malformed"))?;
-            return Ok(Self {
-                place: Place::Unix(socket.into()),
-                export: decoded(export).ok_or_else(|| wrong("its escapes are malformed"))?,
-            });
-        }
-        let rest = text
-            .strip_prefix("nbd://")
-            .ok_or_else(|| wrong("write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH"))?;
-        let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
-        let (host, port) = match authority.rsplit_once(':') {
-            // An IPv6 address without a port ends in a bracket.
-            Some((host, port)) if !authority.ends_with(']') => (
-                host,
-                port.parse().map_err(|_| wrong("its port is no number"))?,
-            ),
-            _ => (authority, DEFAULT_PORT),
+    fn for_ever(&self) -> io::Result<OwnedFd> {
+        use rustix::net::sockopt::{
+            set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
         };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
-            return Err(wrong("it names no host"));
-        }
-        Ok(Self {
-            place: Place::Tcp(host.to_owned(), port),
-            export: decoded(export).ok_or_else(|| wrong("its escapes are malformed"))?,
-        })
+        self.limit(None)?;
+        set_socket_keepalive(self, true)?;
+        set_tcp_keepidle(self, KEEPALIVE_AFTER)?;
+        set_tcp_keepintvl(self, KEEPALIVE_INTERVAL)?;
+        set_tcp_keepcnt(self, KEEPALIVE_COUNT)?;
+        self.as_fd().try_clone_to_owned()
     }
 }
 
-impl fmt::Display for Uri {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Place::Unix(path) => write!(f, "{}", path.display()),
-        }
+impl Stream for UnixStream {
+    fn limit(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(patience)?;
+        self.set_write_timeout(patience)
+    }
+
+    fn for_ever(&self) -> io::Result<OwnedFd> {
+        self.limit(None)?;
+        self.as_fd().try_clone_to_owned()
     }
 }
 
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let digit = |b: u8| char::from(b).to_digit(16);
-            let value = digit(rest.next()?)? * 16 + digit(rest.next()?)?;
-            bytes.push(u8::try_from(value).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
+/// What a server says about an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its transmission flags, as the protocol numbers them.
+    pub flags: u16,
+    /// The least a request may be aligned to, in bytes, where the server tells.
+    pub block_bytes: Option<u32>,
 }
-
-trait Stream: Read + Write + Send {}
-
-impl Stream for TcpStream {}
-impl Stream for UnixStream {}
 
 /// A connection to one export.
 pub struct Client {
     stream: Box<dyn Stream>,
     server: String,
-    size: u64,
+    terms: Terms,
     next_cookie: u64,
+    handed_over: bool,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("server", &self.server)
-            .field("size", &self.size)
+            .field("terms", &self.terms)
             .finish_non_exhaustive()
     }
 }
@@ -201,19 +167,13 @@ impl Client {
         let failed = |error| ClientError::Io(server.clone(), "cannot be reached", error);
         let stream: Box<dyn Stream> = match &uri.place {
             Place::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).map_err(failed)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+                let stream = connect_tcp(host, *port).map_err(failed)?;
                 stream.set_nodelay(true).map_err(failed)?;
                 Box::new(stream)
             }
-            Place::Unix(path) => {
-                let stream = UnixStream::connect(path).map_err(failed)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-                Box::new(stream)
-            }
+            Place::Unix(path) => Box::new(UnixStream::connect(path).map_err(failed)?),
         };
+        stream.limit(Some(PATIENCE)).map_err(failed)?;
         Self::negotiate(stream, server, &uri.export)
     }
 
@@ -225,8 +185,9 @@ impl Client {
         let mut client = Self {
             stream,
             server,
-            size: 0,
+            terms: Terms::default(),
             next_cookie: 1,
+            handed_over: false,
         };
         let greeting: [u8; 18] = client.receive()?;
         let (magic, rest) = greeting.split_at(8);
@@ -258,17 +219,18 @@ impl Client {
         message.extend(length_of(&payload).to_be_bytes());
         message.extend(payload);
         self.send(&message)?;
-        let mut size = None;
+        let mut terms = None;
+        let mut block_bytes = None;
         loop {
             let (kind, payload) = self.option_reply()?;
             match kind {
                 option_reply::ACK => break,
                 option_reply::INFO => {
-                    if let Some((kind, rest)) = payload.split_first_chunk::<2>()
-                        && u16::from_be_bytes(*kind) == info::EXPORT
-                        && let Some((bytes, _)) = rest.split_first_chunk::<8>()
-                    {
-                        size = Some(u64::from_be_bytes(*bytes));
+                    let mut fields = Cursor(&payload);
+                    match fields.u16() {
+                        Some(info::EXPORT) => terms = fields.u64().zip(fields.u16()),
+                        Some(info::BLOCK_SIZE) => block_bytes = fields.u32(),
+                        _ => {}
                     }
                 }
                 option_reply::ERR_UNKNOWN => {
@@ -287,9 +249,14 @@ impl Client {
                 _ => {}
             }
         }
-        self.size = size.ok_or_else(|| {
+        let (size, flags) = terms.ok_or_else(|| {
             ClientError::Protocol("it does not tell the size of the export".to_owned())
         })?;
+        self.terms = Terms {
+            size,
+            flags,
+            block_bytes,
+        };
         Ok(())
     }
 
@@ -310,7 +277,26 @@ impl Client {
 
     /// The export's size in bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.terms.size
+    }
+
+    /// What the server says about the export.
+    pub fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// The socket, in transmission with simple replies and nothing under way,
+    /// for somebody else to go on with. It has no time limit.
+    ///
+    /// # Errors
+    /// The system refuses a setting or another descriptor.
+    pub fn into_socket(mut self) -> Result<OwnedFd, ClientError> {
+        let socket = self.stream.for_ever();
+        let socket = socket.map_err(|error| {
+            ClientError::Io(self.server.clone(), "cannot be handed over", error)
+        })?;
+        self.handed_over = true;
+        Ok(socket)
     }
 
     /// Reads `target.len()` bytes at `offset`, which lie within the export.
@@ -398,8 +384,23 @@ impl Client {
     }
 }
 
+/// The first of a host's addresses that answers.
+fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
+        if self.handed_over {
+            return;
+        }
         let mut goodbye = [0; 28];
         goodbye[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         goodbye[6..8].copy_from_slice(&command::DISC.to_be_bytes());

@@ -19,6 +19,7 @@
 pub mod client;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod kernel;
 pub mod protocol;
 mod server;
 

@@ -1,4 +1,4 @@
-# Sourced by vm-test.sh: a machine emulator, a stock Debian kernel and a static
+# Sourced by machine.sh: a machine emulator, a stock Debian kernel and a static
 # busybox, unpacked into a cache directory and never installed. (Installing
 # qemu-system-x86 could replace newer QEMU tools that are there already, and a
 # kernel's package would touch the boot loader.)
@@ -90,15 +90,17 @@ vm_tools() {
     vm_find || { say "the emulator in $vm_cache does not start"; return 1; }
 }
 
-# vm_initramfs DIR: packs DIR/initramfs.gz with what the guest needs, and the
-# checksums its files must have, made here from the same generator.
+# vm_initramfs DIR [PROGRAM]...: packs DIR/initramfs.gz with what the guest
+# needs, these programs, and the checksums its files must have, made here from
+# the same generator.
 vm_initramfs() {
-    local tree=$1/initramfs expected=$1/expected module file program
+    local tree=$1/initramfs expected=$1/expected packed=$1/initramfs.gz module file program
+    shift
     mkdir -p "$tree"/{bin,sbin,tmp,modules} "$expected"
     cp "$vm_busybox" "$tree/bin/busybox"
     cp scripts/vm/init "$tree/init"
     chmod +x "$tree/init"
-    cp scripts/vm/generate.sh "$tree/"
+    cp scripts/vm/generate.sh scripts/vm/attach.sh "$tree/"
     /usr/bin/python3 -c '
 import random, sys
 sys.stdout.buffer.write(random.Random(20).randbytes(4 << 20))' >"$tree/seed"
@@ -112,7 +114,7 @@ sys.stdout.buffer.write(random.Random(20).randbytes(4 << 20))' >"$tree/seed"
     rm -rf "$expected"
     # Those of the drivers that this kernel has not built in, in loading order.
     for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
-        virtio_blk crc16 mbcache jbd2 ext4; do
+        virtio_blk failover net_failover virtio_net nbd crc16 mbcache jbd2 ext4; do
         file=$(find "$vm_modules/kernel" -name "$module.ko*" -print -quit)
         case $file in
         '') continue ;;
@@ -121,10 +123,11 @@ sys.stdout.buffer.write(random.Random(20).randbytes(4 << 20))' >"$tree/seed"
         esac
         printf '%s\n' "$module.ko"
     done >"$tree/modules/order"
-    # The system's own e2fsprogs with their libraries: busybox has no ext4.
-    for program in mke2fs e2fsck; do
-        program=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || die "e2fsprogs are missing"
-        cp "$program" "$tree/sbin/"
+    # The system's own e2fsprogs with their libraries: busybox has no ext4. Not in
+    # bin, where busybox's own programs are.
+    for program in mke2fs e2fsck "$@"; do
+        program=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || die "there is no $program"
+        strip -o "$tree/sbin/${program##*/}" "$program" 2>/dev/null || cp "$program" "$tree/sbin/"
         while IFS= read -r file; do
             mkdir -p "$tree${file%/*}"
             cp -L "$file" "$tree$file"
@@ -134,6 +137,6 @@ sys.stdout.buffer.write(random.Random(20).randbytes(4 << 20))' >"$tree/seed"
     mkdir -p "$tree/etc"
     cp /etc/mke2fs.conf "$tree/etc/"
     (cd "$tree" && find . | LC_ALL=C sort | "$vm_busybox" cpio -o -H newc 2>/dev/null) |
-        gzip -1 >"$1/initramfs.gz"
+        gzip -1 >"$packed"
     rm -rf "$tree"
 }

@@ -1,8 +1,10 @@
 //! The commands, one file each.
 
+pub(crate) mod attach;
 pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod detach;
 pub(crate) mod estimate;
 pub(crate) mod index_drop;
 pub(crate) mod index_rebuild;
@@ -100,6 +102,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Clone(command) => command.run(globals)?,
         Command::Serve(command) => command.run(globals)?,
         Command::Mount(command) => command.run(globals)?,
+        Command::Attach(command) => command.run()?,
+        Command::Detach(command) => command.run()?,
         Command::Config(ConfigCommand::Check(command)) => command.run()?,
         Command::Config(ConfigCommand::Example(command)) => command.run()?,
         Command::Estimate(command) => command.run()?,

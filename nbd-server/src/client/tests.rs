@@ -48,6 +48,27 @@ fn addresses_that_are_wrong_are_refused_with_a_reason() {
     assert!(!Uri::looks_like("/srv/nbd"));
 }
 
+#[test]
+fn an_export_is_the_same_however_its_address_is_written() {
+    let here = std::env::current_dir().unwrap();
+    let absolute = format!("nbd+unix:///a?socket={}/s.sock", here.display());
+    assert_eq!(
+        uri("nbd+unix:///a?socket=s.sock").identity(),
+        uri(&absolute).identity()
+    );
+    let others = [
+        "nbd://h/a",
+        "nbd://h:1/a",
+        "nbd://h/b",
+        "nbd+unix:///a?socket=/s",
+    ];
+    for (number, one) in others.iter().enumerate() {
+        for other in &others[..number] {
+            assert_ne!(uri(one).identity(), uri(other).identity());
+        }
+    }
+}
+
 /// A client whose server sends these bytes, whatever it is sent, and goes.
 fn against(bytes: Vec<u8>) -> (Result<Client, ClientError>, JoinHandle<()>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -118,6 +139,33 @@ fn servers_that_refuse_are_quoted() {
         assert!(error.contains(why), "{why}: {error}");
         server.join().unwrap();
     }
+}
+
+#[test]
+fn a_socket_that_is_handed_over_goes_on_without_goodbye_or_time_limit() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&export_of(4 << 20)).unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    ours.set_write_timeout(Some(PATIENCE)).unwrap();
+    let client = Client::negotiate(Box::new(ours), "here".to_owned(), "vm").unwrap();
+    let expected = Terms {
+        size: 4 << 20,
+        flags: 1,
+        block_bytes: None,
+    };
+    assert_eq!(client.terms(), expected);
+
+    let mut handed_over = UnixStream::from(client.into_socket().unwrap());
+    // The kernel would take either for the end of the connection.
+    assert_eq!(handed_over.read_timeout().unwrap(), None);
+    assert_eq!(handed_over.write_timeout().unwrap(), None);
+    handed_over.write_all(b"what follows").unwrap();
+    drop(handed_over);
+    let mut received = Vec::new();
+    theirs.read_to_end(&mut received).unwrap();
+    // Flags, then GO with the name and no further questions, then no farewell.
+    let go = 8 + 4 + 4 + 4 + 2 + 2;
+    assert_eq!(&received[4 + go..], b"what follows");
 }
 
 #[test]

@@ -15,7 +15,7 @@
 
 pub mod constants;
 pub mod contexts;
-mod cursor;
+pub(crate) mod cursor;
 pub mod negotiation;
 pub mod reply;
 pub mod request;

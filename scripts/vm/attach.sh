@@ -1,0 +1,144 @@
+# Sourced by the guest's init: what it does with exports as kernel block devices.
+# shellcheck shell=sh
+
+# attach EXPORT NUMBER: attaches it in the background, as $process, and sets
+# $device.
+attach() {
+    tessera attach "nbd://10.0.2.2:$port/$1" >"/tmp/device.$2" 2>"/tmp/attach.$2" &
+    process=$!
+    waited=0
+    until [ -s "/tmp/device.$2" ]; do
+        kill -0 $process 2>/dev/null || fail "attach: $(cat "/tmp/attach.$2")"
+        [ "$waited" -lt 300 ] || fail "attach takes too long"
+        waited=$((waited + 1))
+        sleep 0.1
+    done
+    device=$(cat "/tmp/device.$2")
+    [ -b "$device" ] || fail "attach said $device"
+}
+
+# How often a device has been connected again.
+reconnections() { grep -c 'is connected again' "/tmp/attach.$1"; }
+
+# The kernel's own words for a request that failed.
+no_errors() {
+    if dmesg | grep -i 'i/o error'; then fail "requests have failed"; fi
+}
+
+# Reads all of a device, past the cache, again and again, and leaves a file when
+# a read fails.
+read_on() {
+    while [ ! -e /tmp/enough ]; do
+        dd if="$1" of=/dev/null bs=256k iflag=direct 2>/tmp/reader || {
+            cat /tmp/reader >/tmp/reader.failed
+            return
+        }
+    done
+}
+
+# Block N of the second device.
+block() { tail -c "+$(($1 * 4099 % 4000000 + 1))" /seed | head -c 4096; }
+
+attach_phase() {
+    try ifconfig lo up
+    try ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
+    if tessera detach /dev/nbd0 2>/tmp/said; then fail "detached what was not attached"; fi
+    grep -q 'not attached' /tmp/said || fail "$(cat /tmp/said)"
+
+    attach vm1 1
+    disk=$device
+    keeper=$process
+    attach vm2 2
+    raw=$device
+    tell "attached $disk and $raw, cache: $(cat "/sys/class/block/${disk##*/}/queue/write_cache")"
+    [ "$(cat "/sys/class/block/${disk##*/}/queue/write_cache")" = "write back" ] ||
+        fail "the disk does not ask for flushes"
+    if tessera attach "nbd://10.0.2.2:$port/vm2" --device "$disk" 2>/tmp/said; then
+        fail "attached two exports to one device"
+    fi
+    grep -q 'attached already' /tmp/said || fail "$(cat /tmp/said)"
+
+    try mkfs.ext4 -q -F "$disk"
+    mount_disk
+    generate /seed a /mnt
+    try sync
+    read_on "$raw" &
+    reader=$!
+
+    # A clean stop and start while files are written.
+    tell "WRITING"
+    mkdir /mnt/noise
+    number=1
+    until [ "$(reconnections 1)" -ge 1 ]; do
+        noise "$number" >"/mnt/noise/$number" || fail "noise"
+        number=$((number + 1))
+        sleep 0.05
+    done
+    generate /seed b /mnt
+    try sync
+    last=$number
+    number=1
+    echo 3 >/proc/sys/vm/drop_caches
+    while [ "$number" -lt "$last" ]; do
+        noise "$number" | cmp - "/mnt/noise/$number" || fail "noise $number differs"
+        number=$((number + 1))
+    done
+    verify a b
+    no_errors
+    tell "RESTARTED, $last files written meanwhile"
+
+    # A device in use is not taken away.
+    if tessera detach "$disk" 2>/tmp/said; then fail "detached a mounted device"; fi
+    grep -q 'in use' /tmp/said || fail "$(cat /tmp/said)"
+    # Nor does it go with who keeps it connected; that can be made up for.
+    kill -9 $keeper
+    wait $keeper
+    try sync
+    tessera attach "nbd://10.0.2.2:$port/vm1" --device "$disk" >/tmp/device.1 2>>/tmp/attach.1 &
+    keeper=$!
+    until grep -q 'was attached before' /tmp/attach.1; do
+        kill -0 $keeper 2>/dev/null || fail "taking over: $(cat /tmp/attach.1)"
+        sleep 0.1
+    done
+    check_unmounted
+
+    # The server is killed while every write is durable before it is answered:
+    # none that was answered may be missing, none that was not may fail.
+    number=0
+    until [ "$(reconnections 1)" -ge 2 ] && [ "$(reconnections 2)" -ge 2 ]; do
+        block "$number" >/tmp/block
+        dd.full if=/tmp/block of="$raw" bs=4096 seek="$number" oflag=direct,dsync conv=notrunc \
+            2>/tmp/writer || fail "block $number: $(cat /tmp/writer)"
+        number=$((number + 1))
+        [ "$number" -ne 20 ] || tell "DURABLE"
+        [ "$number" -lt 8000 ] || fail "the server was never killed"
+    done
+    last=$number
+    number=0
+    while [ "$number" -lt "$last" ]; do
+        block "$number" >/tmp/block
+        dd if="$raw" bs=4096 skip="$number" count=1 iflag=direct 2>/dev/null | cmp - /tmp/block ||
+            fail "block $number of $last differs"
+        number=$((number + 1))
+    done
+    : >/tmp/enough
+    wait $reader
+    [ ! -e /tmp/reader.failed ] || fail "a read failed: $(cat /tmp/reader.failed)"
+    no_errors
+    tell "KILLED, $last blocks written"
+
+    mount_disk
+    verify a b
+    try umount /mnt
+    # One is told to go, the other taken away.
+    kill -TERM $keeper
+    wait $keeper || fail "attach ended with $?: $(cat /tmp/attach.1)"
+    try tessera detach "$raw"
+    wait $process || fail "attach ended with $?: $(cat /tmp/attach.2)"
+    for number in 1 2; do
+        grep -q 'is detached' /tmp/attach.$number || fail "$(cat /tmp/attach.$number)"
+    done
+    [ ! -e "/sys/class/block/${disk##*/}/pid" ] || fail "$disk is still attached"
+    sed 's/^/  /' /tmp/attach.1 /tmp/attach.2
+    dmesg | grep nbd
+}
