@@ -44,6 +44,10 @@ bench: ## Compare with qemu and nbdkit under fio, over NBD and mounted (BENCH="-
 microbench: ## Measure hashing, parity, index and codecs on their own
 	scripts/setup.sh build && . scripts/env.sh && cargo bench --locked --workspace --benches
 
+.PHONY: image-test
+image-test: ## Build the container image and use it (needs podman or docker)
+	scripts/container-test.sh
+
 .PHONY: vm-test
 vm-test: ## Boot virtual machines that use exports
 	scripts/vm-test.sh

@@ -6,7 +6,7 @@ mod common;
 use common::{
     model::State,
     pools::{assert_holds, filled, problems, write},
-    world::{SHAPES, Scale, World, losses},
+    world::{SHAPES, Scale, World, losses, volume},
 };
 use tessera_engine::{
     EngineError,
@@ -194,31 +194,105 @@ fn an_older_root_is_found_without_the_members_that_may_be_missing() {
     }
 }
 
-#[test]
-fn without_any_root_volumes_come_back_from_leaves_of_their_maps() {
-    let (world, ..) = closed(Level::Single);
-    for (at, _) in roots(&world) {
-        destroy(&world, at);
+/// Repairs without any root, nor these pages.
+fn rootless(world: &World, lost: &[(u64, Vec<u8>)]) -> RepairReport {
+    for (at, _) in roots(world).iter().chain(lost) {
+        destroy(world, *at);
     }
     assert!(world.open().is_err());
-    let done = repair(&world, RepairMode::Apply);
+    let done = repair(world, RepairMode::Apply);
     assert!(done.applied, "{done:?}");
+    done
+}
+
+#[test]
+fn without_any_root_everything_is_as_of_the_last_checkpoint() {
+    for (level, _) in SHAPES {
+        let (world, _, mut state) = closed(level);
+        let pool = world.open().unwrap();
+        pool.create_volume(&volume("empty", 1 << 20)).unwrap();
+        state.insert("empty".to_owned(), vec![0; 1 << 20].into());
+        pool.create_snapshot("a", "before").unwrap();
+        let before = state["a"].clone();
+        state.insert("a@before".to_owned(), before);
+        write(&pool, &mut state, "a", 4096, 40, 200 << 10);
+        pool.close().unwrap();
+        drop(pool);
+
+        let done = rootless(&world, &[]);
+        let told = |what: &str| done.actions.iter().any(|action| action.contains(what));
+        assert!(told("map of volume a"), "{level}: {done:?}");
+        assert!(told("map of snapshot a@before"), "{level}: {done:?}");
+        let pool = world.open().unwrap();
+        assert_holds(&pool, &state, "without a root");
+        pool.delete_snapshot("a", "before").unwrap();
+        pool.close().unwrap();
+        drop(pool);
+        assert_eq!(problems(&world), Vec::<String>::new(), "{level}");
+    }
+}
+
+#[test]
+fn without_any_root_or_catalogue_volumes_come_back_from_leaves_of_their_maps() {
+    let (world, ..) = closed(Level::Single);
+    // Leaves of the catalogue begin with the record of the first volume.
+    let mut first = 16_u64.to_le_bytes().to_vec();
+    first.extend((600_u64 << 10).to_le_bytes());
+    let catalogue = pages_like(&world, &first);
+    assert!(catalogue.len() > 5, "{}", catalogue.len());
+    let done = rootless(&world, &catalogue);
     assert!(
         done.actions
             .iter()
-            .any(|action| action.contains("volume a")),
+            .any(|action| action.contains("leaves of its map")),
         "{done:?}"
     );
     let pool = world.open().unwrap();
-    assert_eq!(pool.names(), ["a"]);
-    let found = common::model::read_all(&pool, &pool.names(), "salvaged");
+    assert_eq!(pool.names(), ["salvaged-16"]);
+    let found = &common::model::read_all(&pool, &pool.names(), "salvaged")["salvaged-16"];
     // All of it is what some moment had: the first noise was never replaced
     // beyond its writes.
     let noise = common::noise(1, 300 << 10);
     assert_eq!(
-        found["a"][200 << 10..290 << 10],
+        found[200 << 10..290 << 10],
         noise[(200 << 10) - 4096..][..90 << 10]
     );
+    pool.close().unwrap();
+    drop(pool);
+    assert_eq!(problems(&world), Vec::<String>::new());
+}
+
+#[test]
+fn without_any_root_a_snapshot_whose_map_is_lost_is_told_and_the_rest_is_kept() {
+    let (world, _, mut state) = closed(Level::Single);
+    let pool = world.open().unwrap();
+    for name in ["lost", "kept"] {
+        pool.create_snapshot("a", name).unwrap();
+        let now = state["a"].clone();
+        state.insert(format!("a@{name}"), now);
+        // So that none of the maps has its first page in common with another.
+        write(&pool, &mut state, "a", 4096, 40, 200 << 10);
+        pool.checkpoint().unwrap();
+    }
+    pool.close().unwrap();
+    drop(pool);
+    // The snapshots have the ids 17 and 18, of a leaf that begins with 16.
+    let (lost, kept) = (256, 512);
+    let pages = pages_like(&world, &[]);
+    let mut leaves = pages.iter().map(|(_, page)| page);
+    let leaf = leaves.rfind(|page| page[kept + 128..].starts_with(b"kept\0"));
+    let leaf = leaf.unwrap();
+    assert!(leaf[lost + 128..].starts_with(b"lost\0"));
+    let root = named_by(&world, leaf, lost + 24 + 16);
+    let done = rootless(&world, &[(root, Vec::new())]);
+    let said = "The map of snapshot a@lost is lost, and the snapshot with it";
+    assert!(
+        done.problems.iter().any(|problem| problem == said),
+        "{done:?}"
+    );
+    state.remove("a@lost");
+    let pool = world.open().unwrap();
+    assert_holds(&pool, &state, "without a root and a snapshot");
     pool.close().unwrap();
     drop(pool);
     assert_eq!(problems(&world), Vec::<String>::new());

@@ -5,7 +5,9 @@
 //!                   root is there,       tables anew from what can be read of
 //!                   tables are damaged   them and from summaries
 //!                   root is lost         the newest older root that is whole
-//!                   none is whole        volumes anew from leaves of their maps
+//!                   none is whole        maps that leaves of the catalogue and of the
+//!                                        snapshot table name; volumes whose map is
+//!                                        not whole anew, from leaves of it
 //! ```
 //! Each is tried on a pool opened read-only, so that the plan says what will
 //! work. Applying it first keeps the superblocks' record as it was: only the
@@ -16,6 +18,7 @@
 //! is kept in the table, whether the root that was found knows it or not. What
 //! nothing names is for reclaim to free, when space runs low.
 
+mod rootless;
 mod salvage;
 mod scan;
 

@@ -13,10 +13,10 @@ use tessera_raid::{Array, SegmentId};
 
 use super::scan::{RootFound, Scanned, scan};
 use crate::{
-    api::{Compression, DedupMode, RepairReport},
-    catalogue::{CATALOGUE_TREE, FIRST_VOLUME_ID, SNAPSHOT_TREE, VolumeRecord},
+    api::RepairReport,
+    catalogue::{CATALOGUE_TREE, SNAPSHOT_TREE, VolumeRecord},
     error::EngineError,
-    map::{PAGE_BYTES, PageSource, Pointer, Tree, TreeShape, Visit, Walker},
+    map::{PAGE_BYTES, PageSource, Pointer, Tree, Visit, Walker},
     pool::{
         CheckObserver, EngineOptions,
         checkpoint::GENERATIONS_AHEAD,
@@ -28,9 +28,7 @@ use crate::{
     snapshot::SnapshotRecord,
 };
 
-const PAGES_PER_STEP: usize = 256;
-/// Entries in a leaf of a map.
-const ENTRIES: usize = PAGE_BYTES / 16;
+pub(super) const PAGES_PER_STEP: usize = 256;
 
 /// What an engine is opened with in place of what the superblocks lead to.
 #[derive(Debug)]
@@ -57,13 +55,13 @@ pub(super) enum Way {
 }
 
 /// A reader over a table of its own.
-struct Reader {
-    table: Arc<SegmentTable>,
-    reader: ChunkReader,
+pub(super) struct Reader {
+    pub(super) table: Arc<SegmentTable>,
+    pub(super) reader: ChunkReader,
 }
 
 impl Reader {
-    fn new(array: &Arc<Array>) -> Self {
+    pub(super) fn new(array: &Arc<Array>) -> Self {
         let table = Arc::new(SegmentTable::new(
             array.slot_count(),
             array.current_layout().id,
@@ -137,26 +135,17 @@ pub(super) fn find_way(
             return Ok(Way::With(Box::new(salvage)));
         }
     }
-    Ok(match finder.volumes_of_leaves() {
-        Some(salvage) => {
-            for volume in &salvage.volumes {
-                report.actions.push(format!(
-                    "Make volume {} anew from {} leaves of its map",
-                    volume.name,
-                    salvage.leaves.get(&volume.id).map_or(0, BTreeMap::len)
-                ));
-            }
-            Way::With(Box::new(salvage))
-        }
+    Ok(match finder.without_root(report) {
+        Some(salvage) => Way::With(Box::new(salvage)),
         None => Way::None,
     })
 }
 
-struct Finder<'a> {
-    array: &'a Arc<Array>,
-    options: &'a EngineOptions,
-    scanned: &'a Scanned,
-    record: Option<&'a EngineRecord>,
+pub(super) struct Finder<'a> {
+    pub(super) array: &'a Arc<Array>,
+    pub(super) options: &'a EngineOptions,
+    pub(super) scanned: &'a Scanned,
+    pub(super) record: Option<&'a EngineRecord>,
 }
 
 impl Finder<'_> {
@@ -172,7 +161,7 @@ impl Finder<'_> {
     }
 
     /// Above everything that was ever issued, as far as anybody can tell.
-    fn generation_limit(&self) -> u64 {
+    pub(super) fn generation_limit(&self) -> u64 {
         let seen = self.scanned.newest_generation().0;
         let known = self.record.map_or(0, |record| record.generation_limit);
         seen.saturating_add(1).max(known) + GENERATIONS_AHEAD
@@ -331,110 +320,14 @@ impl Finder<'_> {
         Some(self.with_root(found.page.clone(), pointer, record))
     }
 
-    /// Volumes from what summaries of map segments call their leaves.
-    fn volumes_of_leaves(&self) -> Option<Salvage> {
-        let reader = Reader::new(self.array);
-        let segments = self.scanned.records(self.array);
-        for (id, record) in &segments {
-            reader.table.load(*id, *record);
-        }
-        let names = self.catalogue_leaves(&reader);
-        let mut leaves: HashMap<u64, BTreeMap<u64, Vec<Entry>>> = HashMap::new();
-        let mut chunk_bytes: HashMap<u64, u32> = HashMap::new();
-        for record in self.newest_pages(|record| record.owner.tree >= FIRST_VOLUME_ID) {
-            let Some(page) = read_page(&reader, &record) else {
-                continue;
-            };
-            let entries: Option<Vec<Entry>> =
-                page.as_chunks().0.iter().map(Entry::decode).collect();
-            let Some(entries) = entries else { continue };
-            let first = record.owner.index * ENTRIES as u64;
-            leaves
-                .entry(record.owner.tree)
-                .or_default()
-                .insert(first, entries);
-        }
-        for of in self
-            .scanned
-            .segments
-            .values()
-            .filter_map(|of| of.values().next_back())
-        {
-            for record in of.records.values().filter(|record| record.owner.level == 0) {
-                chunk_bytes
-                    .entry(record.owner.tree)
-                    .or_insert(record.logical);
-            }
-        }
-        if leaves.is_empty() {
-            return None;
-        }
-        let volumes: Vec<VolumeRecord> = leaves
-            .iter()
-            .map(|(id, of)| {
-                let chunk_bytes = chunk_bytes.get(id).copied().unwrap_or(4096);
-                let end = of.keys().last().map_or(0, |first| first + ENTRIES as u64);
-                let guessed = VolumeRecord {
-                    id: *id,
-                    name: format!("salvaged-{id}"),
-                    size_bytes: end * u64::from(chunk_bytes),
-                    chunk_bytes,
-                    dedup: DedupMode::Inline,
-                    compression: Compression::Lz4,
-                    allow_shrink: false,
-                    tree: Tree::empty(*id, TreeShape::VOLUME),
-                    stored_chunks: 0,
-                };
-                match names.get(id) {
-                    Some(known) => VolumeRecord {
-                        tree: guessed.tree,
-                        stored_chunks: 0,
-                        ..known.clone()
-                    },
-                    None => guessed,
-                }
-            })
-            .collect();
-        let mut page = RootPage::empty(self.array.uuid());
-        let newest = leaves.keys().max().copied().unwrap_or(FIRST_VOLUME_ID);
-        // Snapshots are not made anew from leaves, which are their volumes', but
-        // no id is given twice.
-        let snapshots = self.table_leaves(&reader, SNAPSHOT_TREE, SnapshotRecord::decode);
-        let ids = snapshots.iter().map(|snapshot| snapshot.id);
-        let known = names.keys().copied().chain(ids).max().unwrap_or(0);
-        page.next_volume_id = newest.max(known) + 1;
-        page.checkpoint = self.record.map_or(0, |record| record.checkpoint);
-        let record = EngineRecord {
-            checkpoint: page.checkpoint,
-            sequence: self.record.map_or(0, |record| record.sequence),
-            generation_limit: self.generation_limit(),
-            journal: chain_start(&self.options.epochs),
-            root: None,
-            streams: Default::default(),
-        };
-        Some(Salvage {
-            record,
-            roots: Roots {
-                page,
-                pointer: None,
-                volumes: Arc::default(),
-                snapshots: Arc::default(),
-            },
-            segments,
-            volumes,
-            snapshots: Vec::new(),
-            leaves,
-        })
-    }
-
     /// Volume records in the newest pages of the catalogue.
-    fn catalogue_leaves(&self, reader: &Reader) -> BTreeMap<u64, VolumeRecord> {
+    pub(super) fn catalogue_leaves(&self, reader: &Reader) -> BTreeMap<u64, VolumeRecord> {
         let records = self.table_leaves(reader, CATALOGUE_TREE, VolumeRecord::decode);
         records.into_iter().map(|of| (of.id, of)).collect()
     }
 
     /// Records in the newest leaves of a table.
-    fn table_leaves<R>(
+    pub(super) fn table_leaves<R>(
         &self,
         reader: &Reader,
         tree: u64,
@@ -451,7 +344,10 @@ impl Finder<'_> {
     }
 
     /// The newest page for each leaf of some trees.
-    fn newest_pages(&self, wanted: impl Fn(&SummaryRecord) -> bool) -> Vec<SummaryRecord> {
+    pub(super) fn newest_pages(
+        &self,
+        wanted: impl Fn(&SummaryRecord) -> bool,
+    ) -> Vec<SummaryRecord> {
         let mut newest: BTreeMap<(u64, u64), ((Generation, u32), SummaryRecord)> = BTreeMap::new();
         for incarnations in self.scanned.segments.values() {
             let Some((generation, described)) = incarnations.last_key_value() else {
@@ -501,6 +397,6 @@ fn table<R>(
     }
 }
 
-fn read_page(reader: &Reader, record: &SummaryRecord) -> Option<Arc<[u8; PAGE_BYTES]>> {
+pub(super) fn read_page(reader: &Reader, record: &SummaryRecord) -> Option<Arc<[u8; PAGE_BYTES]>> {
     reader.reader.read_page(&[record.entry]).pop()?.ok()
 }
