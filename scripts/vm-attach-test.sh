@@ -2,7 +2,8 @@
 # A virtual machine with a stock Debian kernel attaches two exports as block
 # devices of its own kernel ('tessera attach'), makes a file system on one and
 # writes; the server is stopped and started, and killed and started, meanwhile.
-# No request may fail, and everything must be there.
+# No request may fail, and everything must be there. Then it does the same with a
+# server of its own, and sees requests fail when they have waited long enough.
 # Options and settings: scripts/vm/machine.sh.
 #
 #   scripts/vm-attach-test.sh [--skip-if-missing]

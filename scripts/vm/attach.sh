@@ -1,10 +1,10 @@
 # Sourced by the guest's init: what it does with exports as kernel block devices.
 # shellcheck shell=sh
 
-# attach EXPORT NUMBER: attaches it in the background, as $process, and sets
-# $device.
+# attach URI NUMBER [--wait SECONDS]: attaches it in the background, as $process,
+# and sets $device.
 attach() {
-    tessera attach "nbd://10.0.2.2:$port/$1" >"/tmp/device.$2" 2>"/tmp/attach.$2" &
+    tessera attach "$1" ${3:+"$3" "$4"} >"/tmp/device.$2" 2>"/tmp/attach.$2" &
     process=$!
     waited=0
     until [ -s "/tmp/device.$2" ]; do
@@ -45,10 +45,10 @@ attach_phase() {
     if tessera detach /dev/nbd0 2>/tmp/said; then fail "detached what was not attached"; fi
     grep -q 'not attached' /tmp/said || fail "$(cat /tmp/said)"
 
-    attach vm1 1
+    attach "nbd://10.0.2.2:$port/vm1" 1
     disk=$device
     keeper=$process
-    attach vm2 2
+    attach "nbd://10.0.2.2:$port/vm2" 2
     raw=$device
     tell "attached $disk and $raw, cache: $(cat "/sys/class/block/${disk##*/}/queue/write_cache")"
     [ "$(cat "/sys/class/block/${disk##*/}/queue/write_cache")" = "write back" ] ||
@@ -141,4 +141,70 @@ attach_phase() {
     [ ! -e "/sys/class/block/${disk##*/}/pid" ] || fail "$disk is still attached"
     sed 's/^/  /' /tmp/attach.1 /tmp/attach.2
     dmesg | grep nbd
+}
+
+# A server of this machine's own, behind a Unix socket.
+serve_here() {
+    tessera serve /tmp/pool --memory 64M >/tmp/served 2>/tmp/serve.log &
+    here=$!
+    waited=0
+    until grep -q listening /tmp/served; do
+        kill -0 $here 2>/dev/null || fail "serve: $(cat /tmp/serve.log)"
+        [ "$waited" -lt 300 ] || fail "serve takes too long"
+        waited=$((waited + 1))
+        sleep 0.1
+    done
+}
+stop_here() {
+    kill -TERM $here
+    wait $here || fail "serve ended with $?: $(cat /tmp/serve.log)"
+}
+
+# Until the device is connected again for the Nth time.
+await_connection() {
+    waited=0
+    until [ "$(reconnections "$1")" -ge "$2" ]; do
+        [ "$waited" -lt 300 ] || fail "not connected again: $(cat "/tmp/attach.$1")"
+        waited=$((waited + 1))
+        sleep 0.1
+    done
+}
+
+# What README.md shows, and what happens when the wait is over.
+attach_here_phase() {
+    try tessera pool create /tmp/pool --level single --files 1 --file-size 96M >/tmp/said
+    try tessera volume create /tmp/pool vm3 --size 32M >/tmp/said
+    serve_here
+    attach 'nbd+unix:///vm3?socket=/tmp/pool/nbd.sock' 3 --wait 2
+    disk=$device
+    try mkfs.ext4 -q -F "$disk"
+    mount_disk
+    head -c 2000000 /seed >/mnt/file
+    try sync
+    stop_here
+    serve_here
+    await_connection 3 1
+    echo 3 >/proc/sys/vm/drop_caches
+    head -c 2000000 /seed | cmp - /mnt/file || fail "the file differs"
+    try umount /mnt
+    no_errors
+
+    # Away for longer than requests wait: they fail, and do again what they
+    # should when the server is back, which has another size by then.
+    stop_here
+    if dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct 2>/tmp/said; then
+        fail "a read got an answer from nobody"
+    fi
+    grep -q 'Input/output error' /tmp/said || fail "$(cat /tmp/said)"
+    try tessera volume resize /tmp/pool vm3 --size 48M >/tmp/said
+    serve_here
+    await_connection 3 2
+    try dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct 2>/tmp/said
+    sectors=$(cat "/sys/class/block/${disk##*/}/size")
+    [ "$sectors" -eq 98304 ] || fail "$disk has $sectors sectors"
+    try tessera detach "$disk"
+    wait $process || fail "attach ended with $?: $(cat /tmp/attach.3)"
+    stop_here
+    try tessera pool check /tmp/pool --data
+    sed 's/^/  /' /tmp/attach.3
 }
