@@ -70,6 +70,8 @@ const COMMANDS: &[(&str, Way)] = &[
     ("job cancel", Changes),
     ("serve", Alone),
     ("mount", Alone),
+    ("attach", NoPool),
+    ("detach", NoPool),
     ("config check", NoPool),
     ("config example", NoPool),
     ("estimate", NoPool),

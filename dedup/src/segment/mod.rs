@@ -1,6 +1,7 @@
 //! Segments: the unit of allocation, writing and reclaim.
 
 mod appender;
+mod record;
 mod stripe;
 pub mod summary;
 mod table;
@@ -16,11 +17,9 @@ pub use appender::{
     Appended, Appender, Generations, NewChunk, OutOfSegments, SegmentEvent, StreamPosition,
     StripeGeometry, Tail, Ticket,
 };
+pub use record::{SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, Stream, SummaryExtent};
 pub use stripe::{Stripe, UnwrittenStripes};
-pub use table::{
-    SEGMENT_RECORD_BYTES, SegmentRecord, SegmentState, SegmentTable, Stream, SummaryExtent,
-    TableCounts,
-};
+pub use table::{SegmentTable, TableCounts};
 pub use writer::StripeWriter;
 
 /// Builds an appender and the writer that takes its stripes to the members.

@@ -12,6 +12,8 @@
 //! overwritten, and a journal that still has everything since. After step 4
 //! the journal before S is not needed.
 
+mod summaries;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
@@ -32,7 +34,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    catalogue::{ROOT_TREE, SUMMARY_TREE, VOLUME_RECORD_BYTES, VolumeRecord},
+    catalogue::{ROOT_TREE, VOLUME_RECORD_BYTES, VolumeRecord},
     error::{EngineError, ErrorKind},
     journal::{ChainPoint, Ring},
     map::{self, MergeStats},
@@ -512,111 +514,6 @@ impl Engine {
             }
         }
         Ok(self.array.commit(record, clean)?)
-    }
-
-    /// Puts the summary so far of an open segment into the map stream and its
-    /// place into the segment's record.
-    fn write_partial_summary(
-        &self,
-        sink: &mut MapAppender<'_>,
-        summary: &tessera_dedup::Summary,
-        segments: &mut BTreeMap<u64, Vec<u8>>,
-    ) -> Result<(), EngineError> {
-        let owner = Owner {
-            tree: SUMMARY_TREE,
-            index: 0,
-            level: 0,
-        };
-        let extent = sink.append_run(owner, &tessera_dedup::summary::encode_blocks(summary))?;
-        let id = summary.segment;
-        // Unless it has been sealed since, with a summary at its own end.
-        let lacks_its_own = |record: &SegmentRecord| {
-            record.generation == summary.generation
-                && (record.state == SegmentState::Open
-                    || record.summary.blocks == 0
-                    || record.summary.segment != id)
-        };
-        {
-            let mut state = self.state.lock();
-            if self
-                .table
-                .record(id)
-                .is_some_and(|record| lacks_its_own(&record))
-            {
-                state.appender.set_partial_summary(id, extent);
-                self.table.update(id, |record| record.summary = extent);
-            }
-        }
-        let captured = segments
-            .get(&u64::from(id.0))
-            .and_then(|bytes| SegmentRecord::decode(bytes.as_slice().try_into().ok()?));
-        if let Some(mut record) = captured.filter(lacks_its_own) {
-            record.summary = extent;
-            segments.insert(u64::from(id.0), record.encode().to_vec());
-        }
-        Ok(())
-    }
-
-    /// Puts a new summary of a sealed segment into the map stream, and its place
-    /// into the record that this checkpoint stores. `None` for a segment that
-    /// has been given up.
-    fn write_new_summary(
-        &self,
-        sink: &mut MapAppender<'_>,
-        summary: &tessera_dedup::Summary,
-        segments: &mut BTreeMap<u64, Vec<u8>>,
-    ) -> Result<Option<(SegmentId, Generation, SummaryExtent)>, EngineError> {
-        let (id, key) = (summary.segment, u64::from(summary.segment.0));
-        let captured = segments
-            .get(&key)
-            .and_then(|bytes| SegmentRecord::decode(bytes.as_slice().try_into().ok()?));
-        let record = captured.or_else(|| self.table.record(id));
-        let fits = |record: &SegmentRecord| {
-            record.generation == summary.generation && record.state == SegmentState::Sealed
-        };
-        let Some(mut record) = record.filter(fits) else {
-            return Ok(None);
-        };
-        let owner = Owner {
-            tree: SUMMARY_TREE,
-            index: 0,
-            level: 0,
-        };
-        record.summary = sink.append_run(owner, &tessera_dedup::summary::encode_blocks(summary))?;
-        segments.insert(key, record.encode().to_vec());
-        Ok(Some((id, summary.generation, record.summary)))
-    }
-
-    /// The checkpoint that has them is durable: from now on new summaries are
-    /// read, and the index may forget the old ones.
-    fn point_to_summaries(&self, rehashed: &[(SegmentId, Generation, SummaryExtent)]) {
-        for (id, generation, extent) in rehashed {
-            self.table.update(*id, |record| {
-                if record.generation == *generation && record.state == SegmentState::Sealed {
-                    record.summary = *extent;
-                }
-            });
-            self.index.summary_replaced(*id);
-        }
-    }
-
-    /// A segment that will not be continued has its summary in the map stream:
-    /// the index may have it.
-    fn announce_sealed(&self, summary: tessera_dedup::Summary) {
-        let sealed = |record: &SegmentRecord| {
-            record.state == SegmentState::Sealed
-                && record.generation == summary.generation
-                && record.summary.segment != summary.segment
-        };
-        if self
-            .table
-            .record(summary.segment)
-            .is_some_and(|record| sealed(&record))
-        {
-            self.table
-                .summary_is_readable(summary.segment, summary.generation);
-            self.index.segment_sealed(Arc::new(summary));
-        }
     }
 
     fn overlay(&self) -> Result<Vec<(SegmentId, SegmentRecord)>, EngineError> {

@@ -15,13 +15,17 @@
 //!   work by [`MAX_OPTIONS`].
 //! * `SET_META_CONTEXT` counts only for the export that `GO` names.
 
+mod contexts;
+mod replies;
+
+use replies::{MALFORMED, NO_EXPORT, Refusal, UNWANTED, list, reply, string};
+
 use super::constants::{
-    BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, HeaderStyle, INIT_MAGIC,
-    MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES,
-    OPTION_MAGIC, OPTION_REPLY_MAGIC, PREFERRED_BLOCK_BYTES, info, option, option_reply,
-    transmission_flag,
+    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, HeaderStyle, INIT_MAGIC, MAX_OPTION_BYTES, MAX_OPTIONS,
+    MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, MIN_BLOCK_BYTES, OPTION_MAGIC, PREFERRED_BLOCK_BYTES,
+    info, option, option_reply, transmission_flag,
 };
-use super::contexts::{CHANGED_SINCE, Contexts, Query, SINCE_MAX};
+use super::contexts::Contexts;
 use super::cursor::{Cursor, Put};
 
 /// What negotiation needs to know of an export.
@@ -517,91 +521,6 @@ impl Negotiation {
         self.style = HeaderStyle::Extended;
         Ok(())
     }
-
-    /// Answers `LIST_` and `SET_META_CONTEXT`; the export's own name and what
-    /// was found, if anything was.
-    fn contexts(
-        &self,
-        option: u32,
-        payload: &[u8],
-        exports: &dyn Exports,
-        output: &mut Vec<u8>,
-    ) -> Result<Option<(String, Contexts)>, Refusal> {
-        let setting = option == option::SET_META_CONTEXT;
-        if self.style == HeaderStyle::Simple {
-            return Err(Refusal(
-                option_reply::ERR_INVALID,
-                "Metadata contexts need structured replies or extended headers",
-            ));
-        }
-        let mut cursor = Cursor(payload);
-        let name = string(cursor.counted().ok_or(MALFORMED)?)?;
-        let count = cursor.u32().ok_or(MALFORMED)?;
-        let mut queries = Vec::new();
-        for _ in 0..count {
-            // Each query takes four bytes at least, so the payload bounds this.
-            queries.push(Query::new(string(cursor.counted().ok_or(MALFORMED)?)?));
-        }
-        if !cursor.is_empty() {
-            return Err(MALFORMED);
-        }
-        if count == 0 && !setting {
-            let all = [true, false].map(|base| Query::All { base });
-            queries.extend(all);
-        }
-        let export = exports.describe(name).ok_or(NO_EXPORT)?;
-        let ours =
-            |query: &Query<'_>| matches!(query, Query::Since(_) | Query::All { base: false });
-        let snapshots = match queries.iter().any(ours) {
-            true => exports.snapshots(&export.name),
-            false => Vec::new(),
-        };
-        let mut names: Vec<String> = Vec::new();
-        for query in queries {
-            match query {
-                Query::All { .. } if setting => {}
-                Query::Allocation | Query::All { base: true } => {
-                    names.push(BASE_ALLOCATION.to_owned());
-                }
-                Query::All { base: false } => {
-                    names.extend(snapshots.iter().map(|of| format!("{CHANGED_SINCE}{of}")));
-                }
-                Query::Since(wanted) if snapshots.iter().any(|known| known == wanted) => {
-                    names.push(format!("{CHANGED_SINCE}{wanted}"));
-                }
-                Query::Since(_) | Query::Other => {}
-            }
-        }
-        if !setting {
-            names.sort_by_key(|name| name != BASE_ALLOCATION);
-            names.dedup();
-            for name in names {
-                context(output, option, 0, &name);
-            }
-            return Ok(None);
-        }
-        let mut found = Contexts::default();
-        let since = |name: &&String| name.starts_with(CHANGED_SINCE);
-        if names.iter().filter(since).count() > SINCE_MAX {
-            return Err(Refusal(
-                option_reply::ERR_TOO_BIG,
-                "At most 15 snapshots can be compared with at once",
-            ));
-        }
-        for name in names {
-            if let Some(id) = found.add(&name) {
-                context(output, option, id, &name);
-            }
-        }
-        Ok((!found.set.is_empty()).then_some((export.name, found)))
-    }
-}
-
-fn context(output: &mut Vec<u8>, option: u32, id: u32, name: &str) {
-    let mut item = Vec::with_capacity(4 + name.len());
-    item.put_u32(id);
-    item.put(name.as_bytes());
-    reply(output, option, option_reply::META_CONTEXT, &item);
 }
 
 const KNOWN: [u32; 10] = [
@@ -616,64 +535,6 @@ const KNOWN: [u32; 10] = [
     option::SET_META_CONTEXT,
     option::EXTENDED_HEADERS,
 ];
-
-/// An error reply's type and its sentence.
-struct Refusal(u32, &'static str);
-
-const MALFORMED: Refusal = Refusal(option_reply::ERR_INVALID, "The option is malformed");
-const UNWANTED: Refusal = Refusal(option_reply::ERR_INVALID, "This option takes no payload");
-const NO_EXPORT: Refusal = Refusal(option_reply::ERR_UNKNOWN, "There is no such export");
-
-fn string(bytes: &[u8]) -> Result<&str, Refusal> {
-    if bytes.len() > MAX_STRING_BYTES {
-        return Err(Refusal(
-            option_reply::ERR_TOO_BIG,
-            "The string is longer than 4096 bytes",
-        ));
-    }
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(Refusal(
-            option_reply::ERR_INVALID,
-            "The string is not UTF-8 or contains a NUL character",
-        )),
-    }
-}
-
-fn list(payload: &[u8], exports: &dyn Exports, output: &mut Vec<u8>) -> Result<(), Refusal> {
-    if !payload.is_empty() {
-        return Err(UNWANTED);
-    }
-    let mut item = Vec::new();
-    let with_snapshots = |name: String| {
-        let snapshots = exports.snapshots(&name).into_iter();
-        let snapshots: Vec<String> = snapshots.map(|of| format!("{name}@{of}")).collect();
-        std::iter::once(name).chain(snapshots)
-    };
-    for name in exports.names().into_iter().flat_map(with_snapshots) {
-        // Gone since the names were listed: simply not there any more.
-        let Some(export) = exports.describe(&name) else {
-            continue;
-        };
-        let Ok(length) = u32::try_from(name.len()) else {
-            continue;
-        };
-        item.clear();
-        item.put_u32(length);
-        item.put(name.as_bytes());
-        item.put(export.description.as_bytes());
-        reply(output, option::LIST, option_reply::SERVER, &item);
-    }
-    Ok(())
-}
-
-fn reply(output: &mut Vec<u8>, option: u32, kind: u32, payload: &[u8]) {
-    output.put_u64(OPTION_REPLY_MAGIC);
-    output.put_u32(option);
-    output.put_u32(kind);
-    output.put_u32(u32::try_from(payload.len()).expect("replies are short"));
-    output.put(payload);
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::constants::OPTION_REPLY_MAGIC;
 
 struct Two;
 
