@@ -12,6 +12,7 @@ use std::{
 
 use common::{Served, TestPool, python_nbd_command, requires, text};
 use rustix::process::Signal;
+use tessera_nbd::client::{Client, Uri};
 
 /// How the server goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,4 +189,30 @@ fn a_client_that_asks_again_loses_nothing_over_restarts() {
     drop(client.input.take());
     client.until(&[&format!("verified {number}\n")]);
     served.stop();
+}
+
+#[test]
+fn a_client_can_ask_whether_what_it_was_answered_is_kept() {
+    let pool = TestPool::raid5();
+    pool.volume("vm1", "64M");
+    let served = pool.serve();
+    let uri: Uri = served.uri("vm1").parse().unwrap();
+    let this_run = || Client::kept(&uri, None).unwrap().unwrap();
+    let kept = |run: &str| Client::kept(&uri, Some(run)).unwrap().is_some();
+    let stopped = this_run();
+    assert!(kept(&stopped), "it goes on");
+    Going::Drained.end(served);
+
+    let served = pool.serve();
+    let killed = this_run();
+    assert_ne!(stopped, killed);
+    assert!(kept(&stopped), "it ended clean");
+    Going::Killed.end(served);
+
+    for _ in 0..2 {
+        let served = pool.serve();
+        assert!(kept(&stopped), "that does not change");
+        assert!(!kept(&killed), "nor does this");
+        Going::Drained.end(served);
+    }
 }

@@ -35,6 +35,7 @@ use crate::protocol::{
         OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, command, info, option,
         option_reply,
     },
+    contexts::KEPT,
     cursor::Cursor,
 };
 
@@ -49,6 +50,8 @@ const READ_BYTES: usize = 1 << 20;
 const READS_AHEAD: usize = 4;
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Most contexts that are read in answer to a query for one.
+const CONTEXTS_MAX: usize = 16;
 /// How long one address of a server may take to be reached.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -163,6 +166,55 @@ impl Client {
     /// One sentence: the server cannot be reached, has no such export, refuses
     /// it, or breaks the protocol.
     pub fn connect(uri: &Uri) -> Result<Self, ClientError> {
+        let (stream, server) = Self::reach(uri)?;
+        Self::negotiate(stream, server, &uri.export)
+    }
+
+    /// Asks on a connection of its own whether all that an instance of the server
+    /// has answered is kept, and gives the instance's name back if so; without
+    /// `instance` the name of the one that serves. `None` also from servers that
+    /// know nothing of instances.
+    ///
+    /// # Errors
+    /// As for [`Client::connect`].
+    pub fn kept(uri: &Uri, instance: Option<&str>) -> Result<Option<String>, ClientError> {
+        let (stream, server) = Self::reach(uri)?;
+        let mut client = Self::greet(stream, server)?;
+        // Only the options are used, so there is nothing to say goodbye to but
+        // with one of them.
+        client.handed_over = true;
+        let asked = client.ask_kept(&uri.export, instance.unwrap_or_default());
+        let _gone_already = client.send_option(option::ABORT, &[]);
+        asked
+    }
+
+    fn ask_kept(&mut self, export: &str, instance: &str) -> Result<Option<String>, ClientError> {
+        self.send_option(option::STRUCTURED_REPLY, &[])?;
+        let (kind, _) = self.option_reply()?;
+        if kind != option_reply::ACK {
+            return Ok(None);
+        }
+        let query = format!("{KEPT}{instance}");
+        let mut payload = counted(export);
+        payload.extend(1_u32.to_be_bytes());
+        payload.extend(counted(&query));
+        self.send_option(option::LIST_META_CONTEXT, &payload)?;
+        let mut found = None;
+        for _ in 0..CONTEXTS_MAX {
+            let (kind, payload) = self.option_reply()?;
+            if kind != option_reply::META_CONTEXT {
+                return Ok(found);
+            }
+            let name = payload.get(4..).map(String::from_utf8_lossy);
+            let name = name.as_deref().and_then(|name| name.strip_prefix(KEPT));
+            let fits = |name: &&str| instance.is_empty() || *name == instance;
+            found = found.or(name.filter(fits).map(str::to_owned));
+        }
+        let why = "it tells of more contexts than were asked for";
+        Err(ClientError::Protocol(why.to_owned()))
+    }
+
+    fn reach(uri: &Uri) -> Result<(Box<dyn Stream>, String), ClientError> {
         let server = uri.to_string();
         let failed = |error| ClientError::Io(server.clone(), "cannot be reached", error);
         let stream: Box<dyn Stream> = match &uri.place {
@@ -174,7 +226,7 @@ impl Client {
             Place::Unix(path) => Box::new(UnixStream::connect(path).map_err(failed)?),
         };
         stream.limit(Some(PATIENCE)).map_err(failed)?;
-        Self::negotiate(stream, server, &uri.export)
+        Ok((stream, server))
     }
 
     fn negotiate(
@@ -182,6 +234,13 @@ impl Client {
         server: String,
         export: &str,
     ) -> Result<Self, ClientError> {
+        let mut client = Self::greet(stream, server)?;
+        client.go(export)?;
+        Ok(client)
+    }
+
+    /// Up to where options are sent.
+    fn greet(stream: Box<dyn Stream>, server: String) -> Result<Self, ClientError> {
         let mut client = Self {
             stream,
             server,
@@ -202,7 +261,6 @@ impl Client {
         }
         let answer = u32::from(offered & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
         client.send(&answer.to_be_bytes())?;
-        client.go(export)?;
         Ok(client)
     }
 
@@ -210,15 +268,9 @@ impl Client {
         if export.len() > MAX_STRING_BYTES {
             return Err(ClientError::NoExport(export.to_owned()));
         }
-        let mut payload = Vec::with_capacity(export.len() + 6);
-        payload.extend(length_of(export.as_bytes()).to_be_bytes());
-        payload.extend(export.as_bytes());
+        let mut payload = counted(export);
         payload.extend(0_u16.to_be_bytes());
-        let mut message = OPTION_MAGIC.to_be_bytes().to_vec();
-        message.extend(option::GO.to_be_bytes());
-        message.extend(length_of(&payload).to_be_bytes());
-        message.extend(payload);
-        self.send(&message)?;
+        self.send_option(option::GO, &payload)?;
         let mut terms = None;
         let mut block_bytes = None;
         loop {
@@ -258,6 +310,14 @@ impl Client {
             block_bytes,
         };
         Ok(())
+    }
+
+    fn send_option(&mut self, option: u32, payload: &[u8]) -> Result<(), ClientError> {
+        let mut message = OPTION_MAGIC.to_be_bytes().to_vec();
+        message.extend(option.to_be_bytes());
+        message.extend(length_of(payload).to_be_bytes());
+        message.extend(payload);
+        self.send(&message)
     }
 
     fn option_reply(&mut self) -> Result<(u32, Vec<u8>), ClientError> {
@@ -406,6 +466,13 @@ impl Drop for Client {
         goodbye[6..8].copy_from_slice(&command::DISC.to_be_bytes());
         let _gone_already = self.stream.write_all(&goodbye);
     }
+}
+
+/// A string behind its length.
+fn counted(text: &str) -> Vec<u8> {
+    let mut bytes = length_of(text.as_bytes()).to_be_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes
 }
 
 /// Lengths here are bounded far below 4 GiB by their callers.

@@ -7,6 +7,7 @@
 //! `docs/attach.md`.
 
 mod netlink;
+mod state;
 mod sysfs;
 
 use std::{
@@ -64,6 +65,12 @@ pub enum AttachError {
     /// What was named is no NBD device.
     #[error("{0} is no NBD device: they are called /dev/nbd0, /dev/nbd1 and so on")]
     NoDevice(String),
+    /// It cannot be taken over without losing what nobody would miss in time.
+    #[error(
+        "The server of {0} did not end clean, as far as is known, so what it had answered and \
+         not flushed may be lost: detach the device (--force) and attach it anew"
+    )]
+    Crashed(String),
     /// There is nothing to detach.
     #[error("{0} is not attached")]
     NotAttached(String),
@@ -121,6 +128,20 @@ pub struct AttachOptions {
     /// How long requests wait for a server that is away before they fail with
     /// EIO. Whole seconds, at least one.
     pub wait: Duration,
+    /// When its server comes back from a crash.
+    pub after_crash: AfterCrash,
+}
+
+/// What becomes of a device whose server did not end clean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterCrash {
+    /// It ends, and what waits fails, as if its power had failed: what was
+    /// answered and not flushed may be lost, and a flush must not succeed that
+    /// should have covered it.
+    End,
+    /// It goes on. Nothing is lost for those who write durably (FUA, `O_DSYNC`)
+    /// only.
+    GoOn,
 }
 
 /// What happens to an attached device.
@@ -133,6 +154,8 @@ pub enum Event {
         /// How long it was away.
         after: Duration,
     },
+    /// It is back from a crash, and the device goes on as it was told to.
+    BackFromCrash,
     /// It answers, but not with this export as it was. It is asked again.
     Unsuitable(AttachError),
 }
@@ -144,6 +167,8 @@ pub enum Ended {
     Stopped,
     /// Somebody has detached the device.
     Detached,
+    /// It was ended because its server did not end clean.
+    Crashed,
 }
 
 /// An export that is a block device.
@@ -154,6 +179,9 @@ pub struct Attachment {
     identifier: String,
     device: DeviceNumber,
     terms: Terms,
+    /// The run of the server that answers, where it tells.
+    instance: Option<String>,
+    after_crash: AfterCrash,
     taken_over: bool,
 }
 
@@ -167,7 +195,7 @@ impl Attachment {
     /// is attached then.
     pub fn new(uri: Uri, options: AttachOptions) -> Result<Self, AttachError> {
         let identifier = uri.identity();
-        let client = Client::connect(&uri)?;
+        let (client, instance) = connect_to_one_run(&uri)?;
         let terms = client.terms();
         let block_bytes = block_of(terms)?;
         let socket = client.into_socket()?;
@@ -181,6 +209,9 @@ impl Attachment {
                 && sysfs::identifier(device.0).as_ref() == Some(&identifier)
         });
         let device = if let Some(device) = known {
+            if options.after_crash == AfterCrash::End {
+                refuse_after_crash(&uri, device)?;
+            }
             reconnect(&driver, device, &identifier, terms.size, socket.as_fd())?;
             device
         } else {
@@ -195,6 +226,7 @@ impl Attachment {
             });
             DeviceNumber(made.map_err(|error| refused(options.device, error))?)
         };
+        remember(device, instance.as_deref())?;
         if let Err(error) = sysfs::set_request_timer(device.0, REQUEST_TIMER) {
             // Requests then go on within 30 seconds instead.
             tracing::debug!(%error, %device, "the request timer stays as it was");
@@ -206,6 +238,8 @@ impl Attachment {
             identifier,
             device,
             terms,
+            instance,
+            after_crash: options.after_crash,
             taken_over: known.is_some(),
         })
     }
@@ -247,13 +281,9 @@ impl Attachment {
                 continue;
             }
             report(Event::Lost);
-            let since = Instant::now();
             if let Some(ended) = self.bring_back(stop, report)? {
                 return Ok(ended);
             }
-            report(Event::Back {
-                after: since.elapsed(),
-            });
         }
     }
 
@@ -263,6 +293,7 @@ impl Attachment {
         stop: &AtomicBool,
         report: &mut dyn FnMut(Event),
     ) -> Result<Option<Ended>, AttachError> {
+        let since = Instant::now();
         let mut complained = false;
         loop {
             if stop.load(Ordering::SeqCst) {
@@ -272,7 +303,16 @@ impl Attachment {
                 return Ok(Some(Ended::Detached));
             }
             match self.connect_again() {
-                Ok(()) => return Ok(None),
+                Ok(Again::Connected { crashed }) => {
+                    report(match crashed {
+                        true => Event::BackFromCrash,
+                        false => Event::Back {
+                            after: since.elapsed(),
+                        },
+                    });
+                    return Ok(None);
+                }
+                Ok(Again::Ended) => return Ok(Some(Ended::Crashed)),
                 Err(error @ AttachError::Driver(..)) => return Err(error),
                 Err(AttachError::Server(ClientError::Io(..))) => {}
                 Err(error) if !complained => {
@@ -285,10 +325,19 @@ impl Attachment {
         }
     }
 
-    fn connect_again(&mut self) -> Result<(), AttachError> {
-        let client = Client::connect(&self.uri)?;
+    fn connect_again(&mut self) -> Result<Again, AttachError> {
+        let (client, instance) = connect_to_one_run(&self.uri)?;
         let now = client.terms();
         check_same(self.terms, now)?;
+        let crashed = match &self.instance {
+            Some(before) => Client::kept(&self.uri, Some(before))?.is_none(),
+            // A server that tells nothing is believed.
+            None => false,
+        };
+        if crashed && self.after_crash == AfterCrash::End {
+            end(&self.driver, self.device)?;
+            return Ok(Again::Ended);
+        }
         let socket = client.into_socket()?;
         // Messages about the old connection, of which one was enough. From here
         // on one is about the new.
@@ -303,7 +352,48 @@ impl Attachment {
             socket.as_fd(),
         )?;
         self.terms = now;
-        Ok(())
+        self.instance = instance;
+        remember(self.device, self.instance.as_deref())?;
+        Ok(Again::Connected { crashed })
+    }
+}
+
+fn remember(device: DeviceNumber, run: Option<&str>) -> Result<(), AttachError> {
+    let remembered = state::remember(device.0, run);
+    remembered.map_err(|error| AttachError::Device(device.to_string(), "remembered", error))
+}
+
+/// A device that is taken over is one whose requests may have waited since a
+/// crash.
+fn refuse_after_crash(uri: &Uri, device: DeviceNumber) -> Result<(), AttachError> {
+    let kept = match state::remembered(device.0) {
+        Some(Some(run)) => Client::kept(uri, Some(&run))?.is_some(),
+        Some(None) => true,
+        None => false,
+    };
+    match kept {
+        true => Ok(()),
+        false => Err(AttachError::Crashed(device.to_string())),
+    }
+}
+
+/// How it went to connect again.
+enum Again {
+    Connected { crashed: bool },
+    Ended,
+}
+
+/// A connection, and the run of the server that it is with. What a run says of
+/// itself before and after is the same only if it was there in between.
+fn connect_to_one_run(uri: &Uri) -> Result<(Client, Option<String>), ClientError> {
+    let mut before = Client::kept(uri, None)?;
+    loop {
+        let client = Client::connect(uri)?;
+        let after = Client::kept(uri, None)?;
+        if before == after {
+            return Ok((client, after));
+        }
+        before = after;
     }
 }
 
@@ -320,8 +410,27 @@ pub fn detach(device: DeviceNumber) -> Result<(), AttachError> {
     let file = open_exclusively(&device.path())?;
     let flushed = file.sync_all();
     flushed.map_err(|error| AttachError::Device(device.to_string(), "flushed", error))?;
-    let gone = driver.disconnect(device.0);
-    gone.map_err(|error| refused(Some(device), error))
+    end(&driver, device)
+}
+
+/// Ends a device as if it had been pulled out: what is cached of it is lost, and
+/// whoever uses it gets errors.
+///
+/// # Errors
+/// It is not attached, or the caller is not permitted to.
+pub fn pull(device: DeviceNumber) -> Result<(), AttachError> {
+    let driver = open_driver()?;
+    if !sysfs::is_attached(device.0) {
+        return Err(AttachError::NotAttached(device.to_string()));
+    }
+    end(&driver, device)
+}
+
+fn end(driver: &Driver, device: DeviceNumber) -> Result<(), AttachError> {
+    let ended = driver.disconnect(device.0);
+    ended.map_err(|error| refused(Some(device), error))?;
+    state::forget(device.0);
+    Ok(())
 }
 
 /// The kernel gives a block device to one such opener, and a mount is one.

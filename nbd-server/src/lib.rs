@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod protocol;
 mod server;
 
+pub use protocol::Instance;
 pub use server::{
     Drained, ListenError, Server, ServerOptions, StatsSnapshot, Tls, TlsError, TlsFiles, TlsMode,
 };

@@ -16,7 +16,8 @@ use common::client::*;
 use common::disk::{FlushMode, MemoryCatalog, MemoryDisk};
 use common::{Served, eventually};
 use tempfile::TempDir;
-use tessera_nbd::{Drained, ListenError, Server, ServerOptions};
+use tessera_nbd::client::{Client as Reader, Uri};
+use tessera_nbd::{Drained, Instance, ListenError, Server, ServerOptions};
 
 const MIB: u64 = 1 << 20;
 /// Never reached unless a test has failed.
@@ -54,6 +55,46 @@ fn many_exports_are_told_apart_by_name() {
     assert_eq!(two.contents(0, 6), b"second");
     catalog.empty.store(true, Ordering::SeqCst);
     assert_eq!(Haggler::unix(&socket).ask(3, &[]), [(ACK, vec![])]);
+}
+
+#[test]
+fn a_server_tells_of_which_runs_everything_is_kept() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("s");
+    let catalog = MemoryCatalog::with(&[Arc::new(MemoryDisk::new("one", MIB))]);
+    let uri: Uri = format!("nbd+unix:///one?socket={}", socket.display())
+        .parse()
+        .unwrap();
+    let silent = Server::new(catalog.clone(), ServerOptions::default());
+    silent.listen_unix(&socket).unwrap();
+    assert_eq!(Reader::kept(&uri, None).unwrap(), None);
+    assert_eq!(Reader::kept(&uri, Some("")).unwrap(), None);
+    drop(silent);
+
+    let options = ServerOptions {
+        instance: Some(Instance {
+            name: "now".to_owned(),
+            ended_clean: vec!["before".to_owned()],
+        }),
+        ..ServerOptions::default()
+    };
+    let server = Server::new(catalog, options);
+    server.listen_unix(&socket).unwrap();
+    assert_eq!(Reader::kept(&uri, None).unwrap().as_deref(), Some("now"));
+    for (run, kept) in [("now", true), ("before", true), ("crashed", false)] {
+        let told = Reader::kept(&uri, Some(run)).unwrap();
+        assert_eq!(told.as_deref(), kept.then_some(run));
+    }
+    let nowhere = format!("nbd+unix:///two?socket={}", socket.display());
+    assert_eq!(Reader::kept(&nowhere.parse().unwrap(), None).unwrap(), None);
+
+    // It is no context that could be chosen.
+    let mut haggler = Haggler::unix(&socket);
+    assert_eq!(haggler.ask(8, &[]), [(ACK, vec![])]);
+    let mut query = counted("one");
+    query.extend(1_u32.to_be_bytes());
+    query.extend(counted("tessera:kept:now"));
+    assert_eq!(haggler.ask(10, &query), [(ACK, vec![])]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 # Sourced by the guest's init: what it does with exports as kernel block devices.
 # shellcheck shell=sh
 
-# attach URI NUMBER [--wait SECONDS]: attaches it in the background, as $process,
-# and sets $device.
+# attach URI NUMBER [OPTION VALUE]: attaches it in the background, as $process, and
+# sets $device.
 attach() {
     tessera attach "$1" ${3:+"$3" "$4"} >"/tmp/device.$2" 2>"/tmp/attach.$2" &
     process=$!
@@ -48,8 +48,9 @@ attach_phase() {
     attach "nbd://10.0.2.2:$port/vm1" 1
     disk=$device
     keeper=$process
-    attach "nbd://10.0.2.2:$port/vm2" 2
+    attach "nbd://10.0.2.2:$port/vm2" 2 --after-crash continue
     raw=$device
+    raw_keeper=$process
     tell "attached $disk and $raw, cache: $(cat "/sys/class/block/${disk##*/}/queue/write_cache")"
     [ "$(cat "/sys/class/block/${disk##*/}/queue/write_cache")" = "write back" ] ||
         fail "the disk does not ask for flushes"
@@ -102,10 +103,12 @@ attach_phase() {
     done
     check_unmounted
 
-    # The server is killed while every write is durable before it is answered:
-    # none that was answered may be missing, none that was not may fail.
+    # The server is killed. The first device ends with it, since what was answered
+    # and not flushed may be lost. On the second every write is durable before it
+    # is answered: none that was answered may be missing, none that was not may
+    # fail.
     number=0
-    until [ "$(reconnections 1)" -ge 2 ] && [ "$(reconnections 2)" -ge 2 ]; do
+    until [ "$(reconnections 2)" -ge 2 ]; do
         block "$number" >/tmp/block
         dd.full if=/tmp/block of="$raw" bs=4096 seek="$number" oflag=direct,dsync conv=notrunc \
             2>/tmp/writer || fail "block $number: $(cat /tmp/writer)"
@@ -113,6 +116,9 @@ attach_phase() {
         [ "$number" -ne 20 ] || tell "DURABLE"
         [ "$number" -lt 8000 ] || fail "the server was never killed"
     done
+    if wait $keeper; then fail "the first device outlived the crash: $(cat /tmp/attach.1)"; fi
+    grep -q 'did not end clean' /tmp/attach.1 || fail "$(cat /tmp/attach.1)"
+    [ ! -e "/sys/class/block/${disk##*/}/pid" ] || fail "$disk is still attached"
     last=$number
     number=0
     while [ "$number" -lt "$last" ]; do
@@ -127,6 +133,10 @@ attach_phase() {
     no_errors
     tell "KILLED, $last blocks written"
 
+    mv /tmp/attach.1 /tmp/attach.0
+    attach "nbd://10.0.2.2:$port/vm1" 1
+    disk=$device
+    keeper=$process
     mount_disk
     verify a b
     try umount /mnt
@@ -134,12 +144,12 @@ attach_phase() {
     kill -TERM $keeper
     wait $keeper || fail "attach ended with $?: $(cat /tmp/attach.1)"
     try tessera detach "$raw"
-    wait $process || fail "attach ended with $?: $(cat /tmp/attach.2)"
+    wait $raw_keeper || fail "attach ended with $?: $(cat /tmp/attach.2)"
     for number in 1 2; do
         grep -q 'is detached' /tmp/attach.$number || fail "$(cat /tmp/attach.$number)"
     done
     [ ! -e "/sys/class/block/${disk##*/}/pid" ] || fail "$disk is still attached"
-    sed 's/^/  /' /tmp/attach.1 /tmp/attach.2
+    sed 's/^/  /' /tmp/attach.0 /tmp/attach.1 /tmp/attach.2
     dmesg | grep nbd
 }
 
@@ -204,6 +214,26 @@ attach_here_phase() {
     [ "$sectors" -eq 98304 ] || fail "$disk has $sectors sectors"
     try tessera detach "$disk"
     wait $process || fail "attach ended with $?: $(cat /tmp/attach.3)"
+
+    # Who keeps it connected dies, and so does the server: it is not taken over as
+    # if nothing had happened, and can be got rid of.
+    attach 'nbd+unix:///vm3?socket=/tmp/pool/nbd.sock' 4
+    disk=$device
+    kill -9 $process
+    wait $process
+    kill -9 $here
+    wait $here
+    serve_here
+    if tessera attach 'nbd+unix:///vm3?socket=/tmp/pool/nbd.sock' --device "$disk" 2>/tmp/said; then
+        fail "took over a device whose server had crashed"
+    fi
+    grep -q 'did not end clean' /tmp/said || fail "$(cat /tmp/said)"
+    try tessera detach "$disk" --force
+    [ ! -e "/sys/class/block/${disk##*/}/pid" ] || fail "$disk is still attached"
+    attach 'nbd+unix:///vm3?socket=/tmp/pool/nbd.sock' 5
+    try dd if="$device" of=/dev/null bs=4k count=1 iflag=direct 2>/tmp/said
+    try tessera detach "$device"
+    wait $process || fail "attach ended with $?: $(cat /tmp/attach.5)"
     stop_here
     try tessera pool check /tmp/pool --data
     sed 's/^/  /' /tmp/attach.3

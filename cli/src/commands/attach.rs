@@ -3,10 +3,12 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tessera_nbd::{
     client::Uri,
-    kernel::{self, AttachError, AttachOptions, Attachment, DeviceNumber, Ended, Event},
+    kernel::{
+        self, AfterCrash, AttachError, AttachOptions, Attachment, DeviceNumber, Ended, Event,
+    },
 };
 
 use crate::{daemon, notify::notify, output, signals::StopSignals};
@@ -18,7 +20,8 @@ const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
 ///
 /// Gives the export to the kernel's NBD driver, prints the device's path, and
 /// stays to connect it again whenever the server has gone and come back:
-/// requests wait meanwhile and none fails. What is mounted on it goes on. Needs
+/// requests wait meanwhile and none fails. What is mounted on it goes on. When the
+/// server was killed instead of stopped the device ends (see --after-crash). Needs
 /// root, and the driver ('modprobe nbd'). SIGTERM and SIGINT detach the device,
 /// unless it is in use: then it stays, and this command, given again with
 /// --device, takes it over.
@@ -38,12 +41,32 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "SECONDS", default_value_t = 300,
         value_parser = clap::value_parser!(u64).range(1..=WAIT_SECONDS_MAX))]
     wait: u64,
+    /// When the server comes back from a crash: end the device, as if its power
+    /// had failed, or go on [default: end]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        default_value_t,
+        hide_default_value = true
+    )]
+    after_crash: AfterCrashArg,
     /// Go to the background once the device can be used
     #[arg(long)]
     daemon: bool,
     /// This is the process in the background
     #[arg(long, hide = true, conflicts_with = daemon::DAEMON)]
     detached: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum AfterCrashArg {
+    /// What waits fails; attach again, and check the file systems
+    #[default]
+    End,
+    /// For those who write durably only: what was answered and not flushed may be
+    /// lost without a sign
+    Continue,
 }
 
 impl Attach {
@@ -62,6 +85,10 @@ impl Attach {
             AttachOptions {
                 device,
                 wait: Duration::from_secs(self.wait),
+                after_crash: match self.after_crash {
+                    AfterCrashArg::End => AfterCrash::End,
+                    AfterCrashArg::Continue => AfterCrash::GoOn,
+                },
             },
         )?;
         let device = attached.device();
@@ -78,6 +105,13 @@ impl Attach {
         let stop = signals.stopping();
         let ended = attached.keep(&stop, &mut |event| tell(device, &event))?;
         notify("STOPPING=1");
+        if ended == Ended::Crashed {
+            anyhow::bail!(
+                "The server of {device} did not end clean, so what it had answered and not \
+                 flushed may be lost: the device is ended as if its power had failed. \
+                 Unmount it, attach again, and check its file systems"
+            );
+        }
         // A signal may have come together with the end of the device.
         if ended == Ended::Stopped && stop.load(Ordering::SeqCst) {
             release(device)?;
@@ -95,6 +129,10 @@ fn tell(device: DeviceNumber, event: &Event) {
         Event::Back { after } => output::remark(&format!(
             "{device} is connected again after {:.1} s",
             after.as_secs_f64()
+        )),
+        Event::BackFromCrash => output::complain(&format!(
+            "{device} is connected again to a server that did not end clean: what it had \
+             answered and not flushed may be lost"
         )),
         Event::Unsuitable(error) => output::complain(&format!(
             "{device} is not connected again: {error}. It is tried on"

@@ -4,11 +4,18 @@
 //! | --- | --- | --- |
 //! | `base:allocation` | 1 | hole, zero |
 //! | `tessera:changed-since:SNAPSHOT` | from 2 on, in the order asked for | bit 0: it may read differently |
+//! | `tessera:kept:INSTANCE` | none: it can be listed, not chosen | |
+//!
+//! The last is a statement, not a context: nothing that this instance of the
+//! server has answered is lost. It is listed when asked for by its whole name and
+//! true, and for `tessera:kept:` with the instance that serves.
 
 use super::constants::{BASE_ALLOCATION, BASE_ALLOCATION_ID};
 
 /// What stands before the snapshot's name.
 pub const CHANGED_SINCE: &str = "tessera:changed-since:";
+/// What stands before the name of an instance of the server.
+pub const KEPT: &str = "tessera:kept:";
 /// Our own namespace.
 pub const NAMESPACE: &str = "tessera:";
 /// `tessera:changed-since:SNAPSHOT`: the run may read differently.
@@ -94,6 +101,9 @@ pub(crate) enum Query<'a> {
     Allocation,
     /// That of one snapshot.
     Since(&'a str),
+    /// Whether what an instance has answered is kept; of no name, which one
+    /// serves.
+    Kept(&'a str),
     /// All of a namespace.
     All {
         /// `base:`; otherwise ours.
@@ -109,9 +119,11 @@ impl<'a> Query<'a> {
             BASE_ALLOCATION => Self::Allocation,
             "base:" => Self::All { base: true },
             NAMESPACE | CHANGED_SINCE => Self::All { base: false },
-            _ => query
-                .strip_prefix(CHANGED_SINCE)
-                .map_or(Self::Other, Self::Since),
+            _ => {
+                let since = query.strip_prefix(CHANGED_SINCE).map(Self::Since);
+                let kept = || query.strip_prefix(KEPT).map(Self::Kept);
+                since.or_else(kept).unwrap_or(Self::Other)
+            }
         }
     }
 }

@@ -22,5 +22,7 @@ pub mod request;
 
 pub use constants::{ErrorCode, HeaderStyle};
 pub use contexts::{ContextSet, Contexts};
-pub use negotiation::{Agreement, Encryption, ExportInfo, Exports, Negotiation, Progress, Step};
+pub use negotiation::{
+    Agreement, Encryption, ExportInfo, Exports, Instance, Negotiation, Progress, Step,
+};
 pub use request::{Action, Parsed, RequestHeader, Terms};

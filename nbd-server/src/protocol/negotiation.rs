@@ -28,6 +28,24 @@ use super::constants::{
 use super::contexts::Contexts;
 use super::cursor::{Cursor, Put};
 
+/// One run of a server, so that a client that was away can ask whether anything
+/// it was answered before is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// A name that no other run has.
+    pub name: String,
+    /// Runs that ended after all they had answered was durable.
+    pub ended_clean: Vec<String>,
+}
+
+impl Instance {
+    /// Whether nothing that the run of this name has answered is lost. Of the run
+    /// that goes on, and has no name here, nothing is.
+    pub fn keeps(&self, name: &str) -> bool {
+        name.is_empty() || self.name == name || self.ended_clean.iter().any(|of| of == name)
+    }
+}
+
 /// What negotiation needs to know of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportInfo {
@@ -51,6 +69,11 @@ pub trait Exports {
     fn snapshots(&self, name: &str) -> Vec<String> {
         let _ = name;
         Vec::new()
+    }
+
+    /// Which instance of the server this is, if it tells.
+    fn instance(&self) -> Option<&Instance> {
+        None
     }
 }
 

@@ -6,7 +6,7 @@ use tessera_engine::disk::Disk;
 
 use super::shared::Shared;
 use super::tls::{self, Tls};
-use crate::protocol::{ExportInfo, Exports};
+use crate::protocol::{ExportInfo, Exports, Instance};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,5 +95,9 @@ impl Exports for CatalogExports<'_> {
     fn snapshots(&self, name: &str) -> Vec<String> {
         self.open(name)
             .map_or_else(Vec::new, |disk| disk.snapshots())
+    }
+
+    fn instance(&self) -> Option<&Instance> {
+        self.shared.options.instance.as_ref()
     }
 }

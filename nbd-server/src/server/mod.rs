@@ -28,6 +28,7 @@ pub use error::ListenError;
 pub use stats::StatsSnapshot;
 pub use tls::{Tls, TlsError, TlsFiles, TlsMode};
 
+use crate::protocol::Instance;
 use listener::Listener;
 use shared::Shared;
 
@@ -55,6 +56,8 @@ pub struct ServerOptions {
     pub tls: Option<Tls>,
     /// Listen also to other machines without requiring TLS.
     pub in_the_clear: bool,
+    /// Which run of the server this is, to be told to clients that ask.
+    pub instance: Option<Instance>,
 }
 
 impl Default for ServerOptions {
@@ -71,6 +74,7 @@ impl Default for ServerOptions {
             window_bytes: (2 << 20) + (64 << 10),
             tls: None,
             in_the_clear: false,
+            instance: None,
         }
     }
 }

@@ -18,6 +18,7 @@
 
 pub(crate) mod config;
 mod endpoints;
+mod instance;
 pub(crate) mod settings;
 mod tls;
 
@@ -35,7 +36,7 @@ use tessera_engine::{
     pool::{Pool, PoolOptions},
 };
 use tessera_fuse::{Mount as Mounted, MountOptions, Mountpoint};
-use tessera_nbd::{Server, ServerOptions, Tls};
+use tessera_nbd::{Instance, Server, ServerOptions, Tls};
 
 use self::{config::TlsModeArg, endpoints::Endpoints, settings::Settings};
 use crate::{
@@ -185,17 +186,26 @@ impl Serve {
         let pool = Pool::open(&settings.pool, &options).map_err(Failure::from)?;
         logging::tell_from_now_on(settings.log);
         warn_of_members(&pool.status());
+        let directory = settings.pool.clone();
+        // Who cannot write has been answered nothing that could be lost.
+        let instance = (!settings.read_only).then(|| instance::begin(&directory));
         let serving = Serving {
             command: &self,
             globals,
             settings,
             tls,
+            instance: instance.clone(),
             pool: &pool,
         };
         let served = serving.serve(mountpoint.as_ref(), handed_on, &mut signals);
         let closed = pool.close().map_err(Failure::from);
         served?;
         closed?;
+        if let Some(instance) = instance
+            && let Err(error) = instance::ended(&directory, &instance)
+        {
+            tracing::warn!(%error, "clients that wait will take this end for a crash");
+        }
         Ok(())
     }
 }
@@ -217,6 +227,7 @@ struct Serving<'a> {
     globals: &'a Globals,
     settings: Settings,
     tls: Option<Tls>,
+    instance: Option<Instance>,
     pool: &'a Arc<Pool>,
 }
 
@@ -237,6 +248,7 @@ impl Serving<'_> {
                 max_connections: self.settings.max_connections.get(),
                 tls: self.tls.take(),
                 in_the_clear: self.settings.insecure,
+                instance: self.instance.take(),
                 ..ServerOptions::default()
             },
         ));

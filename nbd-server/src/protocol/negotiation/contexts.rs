@@ -6,7 +6,7 @@ use super::{
 };
 use crate::protocol::{
     constants::{BASE_ALLOCATION, HeaderStyle, option, option_reply},
-    contexts::{CHANGED_SINCE, Contexts, Query, SINCE_MAX},
+    contexts::{CHANGED_SINCE, Contexts, KEPT, Query, SINCE_MAX},
     cursor::{Cursor, Put},
 };
 
@@ -62,7 +62,14 @@ impl Negotiation {
                 Query::Since(wanted) if snapshots.iter().any(|known| known == wanted) => {
                     names.push(format!("{CHANGED_SINCE}{wanted}"));
                 }
-                Query::Since(_) | Query::Other => {}
+                Query::Kept(asked) if !setting => {
+                    let instance = exports.instance().filter(|now| now.keeps(asked));
+                    names.extend(instance.map(|now| match asked {
+                        "" => format!("{KEPT}{}", now.name),
+                        asked => format!("{KEPT}{asked}"),
+                    }));
+                }
+                Query::Since(_) | Query::Kept(_) | Query::Other => {}
             }
         }
         if !setting {
