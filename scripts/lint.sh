@@ -10,3 +10,5 @@ scripts/setup.sh build
 cargo fmt --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --workspace
+# What fuzzes is no member of the workspace and has a lock file of its own.
+cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null

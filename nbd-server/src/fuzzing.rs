@@ -2,15 +2,28 @@
 //! error. Not part of the crate's interface.
 
 use crate::protocol::{
-    Action, Agreement, ContextSet, Encryption, ExportInfo, Exports, HeaderStyle, Negotiation,
-    Parsed, Progress, Step, Terms, constants::MAX_PAYLOAD_BYTES, request,
+    Action, Agreement, ContextSet, Encryption, ExportInfo, Exports, HeaderStyle, Instance,
+    Negotiation, Parsed, Progress, Step, Terms, constants::MAX_PAYLOAD_BYTES, request,
 };
 
 const SIZE: u64 = 1 << 30;
 
-struct Two;
+struct Two(Instance);
+
+impl Two {
+    fn new() -> Self {
+        Self(Instance {
+            name: "now".to_owned(),
+            ended_clean: vec!["before".to_owned()],
+        })
+    }
+}
 
 impl Exports for Two {
+    fn instance(&self) -> Option<&Instance> {
+        Some(&self.0)
+    }
+
     fn names(&self) -> Vec<String> {
         vec!["a".to_owned(), "b".to_owned()]
     }
@@ -32,11 +45,12 @@ impl Exports for Two {
 
 /// Bytes as all that a client sends, from its flags on.
 pub fn negotiation(bytes: &[u8]) {
+    let exports = Two::new();
     let mut output = Vec::new();
     let mut negotiation = Negotiation::new(Encryption::Offered, &mut output);
     let mut rest = bytes;
     loop {
-        let Progress { consumed, step } = negotiation.feed(rest, &Two, &mut output);
+        let Progress { consumed, step } = negotiation.feed(rest, &exports, &mut output);
         assert!(consumed <= rest.len(), "no more is consumed than there is");
         rest = &rest[consumed..];
         match step {
