@@ -19,6 +19,7 @@ doc_dir=$root/share/doc/tessera
 if [[ ${1:-} == --remove ]]; then
     rm -f "$root/bin/tessera" "$bash_dir/tessera" "$zsh_dir/_tessera" \
         "$fish_dir/tessera.fish" "$unit_dir"/tessera@.{service,socket} \
+        "$unit_dir/tessera-attach@.service" \
         "$man_dir"/tessera.1 "$man_dir"/tessera-*.1
     rm -rf "$doc_dir"
     exit
@@ -43,9 +44,9 @@ install -m 644 "$made/bash" "$bash_dir/tessera"
 install -m 644 "$made/zsh" "$zsh_dir/_tessera"
 install -m 644 "$made/fish" "$fish_dir/tessera.fish"
 install -m 644 "$made"/man/*.1 "$man_dir"
-for unit in service socket; do
-    sed "s|/usr/local/bin/|$prefix/bin/|" "docs/install/tessera@.$unit" >"$made/unit"
-    install -m 644 "$made/unit" "$unit_dir/tessera@.$unit"
+for unit in tessera@.service tessera@.socket tessera-attach@.service; do
+    sed "s|/usr/local/bin/|$prefix/bin/|" "docs/install/$unit" >"$made/unit"
+    install -m 644 "$made/unit" "$unit_dir/$unit"
 done
 install -m 644 docs/install/tessera.toml "$doc_dir/"
 say "Installed $root/bin/tessera with its manual pages, completions and units"

@@ -50,8 +50,12 @@ fn everything_is_installed_below_the_prefix_and_goes_again() {
             assert!(ran.ok().contains("problems"), "{page}");
         }
     }
-    for unit in ["service", "socket"] {
-        let path = prefix.join(format!("lib/systemd/system/tessera@.{unit}"));
+    for unit in [
+        "tessera@.service",
+        "tessera@.socket",
+        "tessera-attach@.service",
+    ] {
+        let path = prefix.join("lib/systemd/system").join(unit);
         let unit = fs::read_to_string(path).unwrap();
         assert!(!unit.contains("/usr/local"), "{unit}");
     }

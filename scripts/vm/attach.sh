@@ -4,6 +4,8 @@
 # attach URI NUMBER [OPTION VALUE]: attaches it in the background, as $process, and
 # sets $device.
 attach() {
+    # Here, not in the new process: what an earlier one said must not count.
+    : >"/tmp/device.$2"
     tessera attach "$1" ${3:+"$3" "$4"} >"/tmp/device.$2" 2>"/tmp/attach.$2" &
     process=$!
     waited=0
@@ -155,6 +157,7 @@ attach_phase() {
 
 # A server of this machine's own, behind a Unix socket.
 serve_here() {
+    : >/tmp/served
     tessera serve /tmp/pool --memory 64M >/tmp/served 2>/tmp/serve.log &
     here=$!
     waited=0
