@@ -191,8 +191,8 @@ impl Attachment {
     ///
     /// # Errors
     /// The server cannot be reached or has no such export, the kernel has no
-    /// driver, the caller is not permitted to, or the device is taken. Nothing
-    /// is attached then.
+    /// driver, the caller is not permitted to, or the device is taken or would
+    /// hide a crash. Nothing is attached then that was not before.
     pub fn new(uri: Uri, options: AttachOptions) -> Result<Self, AttachError> {
         let identifier = uri.identity();
         let (client, instance) = connect_to_one_run(&uri)?;
@@ -226,7 +226,12 @@ impl Attachment {
             });
             DeviceNumber(made.map_err(|error| refused(options.device, error))?)
         };
-        remember(device, instance.as_deref())?;
+        if let Err(error) = remember(device, instance.as_deref()) {
+            if known.is_none() {
+                end(&driver, device)?;
+            }
+            return Err(error);
+        }
         if let Err(error) = sysfs::set_request_timer(device.0, REQUEST_TIMER) {
             // Requests then go on within 30 seconds instead.
             tracing::debug!(%error, %device, "the request timer stays as it was");
